@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep PyTorch Lightning runs alive: detect loss spikes, act on them, observe and prevent them.
+
+Nothing is imported until it is asked for, so that the lower floors work where Lightning is not installed.
+
+Example:
+    >>> import lightning_stable
+    >>> lightning_stable.SpikeGuard.__name__
+    'SpikeGuard'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_stable.callbacks import MomentumReset as MomentumReset
+    from lightning_stable.guard import SpikeGuard as SpikeGuard
+    from lightning_stable.monitors import AttentionEntropyMonitor as AttentionEntropyMonitor
+    from lightning_stable.schedules import REXLR as REXLR
+
+__version__ = "0.1.0"
+
+_HEADLINES = {
+    "AttentionEntropyMonitor": "lightning_stable.monitors",
+    "MomentumReset": "lightning_stable.callbacks",
+    "REXLR": "lightning_stable.schedules",
+    "SpikeGuard": "lightning_stable.guard",
+}
+
+__all__ = ["REXLR", "AttentionEntropyMonitor", "MomentumReset", "SpikeGuard", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HEADLINES:
+        return getattr(import_module(_HEADLINES[name]), name)
+    raise AttributeError(f"module 'lightning_stable' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
