@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+import random
+import statistics
+
+import pytest
+
+from lightning_stable.detectors import MedianDeviation
+
+
+def reference_median_deviation(values, window, threshold, warmup, min_rise, min_ratio):
+    """The definition, one value at a time, slow and obvious."""
+    accepted, verdicts = [], []
+    for value in values:
+        recent = accepted[-window:]
+        if not math.isfinite(value):
+            verdicts.append(True)
+            continue
+        if len(recent) < warmup:
+            verdicts.append(False)
+            accepted.append(value)
+            continue
+        median = statistics.median(recent)
+        mad = statistics.median(abs(x - median) for x in recent)
+        rise = max(threshold * 1.4826 * mad, min_rise, (min_ratio - 1.0) * abs(median))
+        verdicts.append(value > median + rise)
+        if not verdicts[-1]:
+            accepted.append(value)
+    return verdicts, accepted[-window:]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("min_rise", "min_ratio"), [(0.0, 1.0), (0.15, 1.0), (0.0, 3.0)])
+def test_it_matches_its_definition(seed, min_rise, min_ratio):
+    rng = random.Random(seed)
+    values = [3.0 + 0.2 * rng.gauss(0, 1) + (5.0 if rng.random() < 0.05 else 0.0) for _ in range(400)]
+    values[50] = float("nan")
+    values[60] = float("-inf")
+    detector = MedianDeviation(window=33, threshold=4.0, warmup=7, min_rise=min_rise, min_ratio=min_ratio)
+    verdicts = [detector.update(value).is_anomaly for value in values]
+    expected, window = reference_median_deviation(values, 33, 4.0, 7, min_rise, min_ratio)
+    assert verdicts == expected
+    assert detector.state_dict()["values"] == window
+    assert any(verdicts)
+
+
+def test_a_cluster_of_spikes_does_not_become_the_norm():
+    rng = random.Random(0)
+    detector = MedianDeviation(window=32, warmup=16)
+    for _ in range(64):
+        detector.update(2.0 + 0.05 * rng.gauss(0, 1))
+    assert all(detector.update(6.0).is_anomaly for _ in range(200))
+    assert not detector.update(2.0).is_anomaly
+
+
+def test_a_fall_is_never_an_anomaly():
+    detector = MedianDeviation(warmup=2)
+    for value in (5.0, 5.0, 5.1):
+        detector.update(value)
+    assert not detector.update(-100.0).is_anomaly
+
+
+def test_a_constant_stream_raises_no_alarm_and_a_floor_lets_noise_pass():
+    detector = MedianDeviation(warmup=2, min_rise=0.1)
+    assert not any(detector.update(1.0).is_anomaly for _ in range(300))
+    assert not detector.update(1.09).is_anomaly
+    assert detector.update(1.11).is_anomaly
+
+
+def test_the_relative_floor_works_for_negative_signals():
+    detector = MedianDeviation(warmup=2, min_ratio=2.0)
+    for _ in range(10):
+        detector.update(-3.0)
+    assert not detector.update(-0.5).is_anomaly  # the limit is -3 + 1 * |-3| = 0
+    assert detector.update(0.5).is_anomaly
+
+
+def test_nothing_finite_is_an_anomaly_during_the_warmup():
+    detector = MedianDeviation(window=8, warmup=8)
+    assert not any(detector.update(10.0**power).is_anomaly for power in range(8))
+    assert detector.update(float("nan")).is_anomaly
+
+
+def test_the_verdict_tells_the_limit_in_the_signals_unit():
+    detector = MedianDeviation(warmup=2, min_rise=0.5)
+    for _ in range(5):
+        detector.update(2.0)
+    assert detector.judge(3.0).threshold == 2.5
+    assert detector.judge(2.0).score == 0.0
+
+
+def test_a_state_dict_in_the_middle_gives_the_same_verdicts():
+    rng = random.Random(3)
+    values = [rng.expovariate(1.0) for _ in range(300)]
+    straight, before = MedianDeviation(window=20, warmup=5), MedianDeviation(window=20, warmup=5)
+    expected = [straight.update(value) for value in values]
+    for value in values[:150]:
+        before.update(value)
+    after = MedianDeviation(window=20, warmup=5)
+    after.load_state_dict(before.state_dict())
+    assert [after.update(value) for value in values[150:]] == expected[150:]
+
+
+def test_a_shorter_window_takes_the_latest_values_of_a_longer_one():
+    long, short = MedianDeviation(window=64, warmup=2), MedianDeviation(window=4, warmup=2)
+    for value in range(10):
+        long.accept(float(value))
+    short.load_state_dict(long.state_dict())
+    assert short.state_dict()["values"] == [6.0, 7.0, 8.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window": -1}, r"`MedianDeviation\(window=...\)` must be at least 2, got -1"),
+        ({"threshold": 0.0}, r"`MedianDeviation\(threshold=...\)` must be larger than 0, got 0.0"),
+        ({"threshold": float("nan")}, "must be larger than 0, got nan"),
+        ({"window": 8, "warmup": 9}, r"must be from 2 to window=8, got 9"),
+        ({"min_rise": -0.1}, r"must be finite and at least 0, got -0.1"),
+        ({"min_ratio": 0.5}, r"must be finite and at least 1, got 0.5"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_value_and_its_bound(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MedianDeviation(**arguments)
