@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand between the training loop and its data: see each batch before and after it is fetched, and replay batches."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+
+
+class FetcherTap:
+    """Calls the guard around every fetch, and hands out batches to be replayed before new ones.
+
+    Args:
+        before_epoch: Called before the loader's iterator is made.
+        before_batch: Called before a batch is fetched.
+        after_batch: Called with what was fetched.
+    """
+
+    def __init__(
+        self,
+        before_epoch: Callable[[], None],
+        before_batch: Callable[[], None],
+        after_batch: Callable[[Any], None],
+    ) -> None:
+        self.before_epoch = before_epoch
+        self._before_batch = before_batch
+        self._after_batch = after_batch
+        self._fetcher: _DataFetcher | None = None
+        self._replay: deque[Any] = deque()
+        self._done_afterwards = False
+
+    @property
+    def replays_left(self) -> int:
+        """How many batches are still to be replayed."""
+        return len(self._replay)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Tap the trainer's current fetcher; a fetcher that is tapped already stays so."""
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if fetcher is self._fetcher:
+            return
+        self.detach()
+        # `next()` looks `__next__` up on the type, so the class is what has to change
+        fetcher.__class__ = _tapped(type(fetcher), self)
+        self._fetcher = fetcher
+
+    def detach(self) -> None:
+        """Give the fetcher its own class back."""
+        if self._fetcher is not None:
+            self._fetcher.__class__ = type(self._fetcher)._untapped  # pyright: ignore[reportAttributeAccessIssue]
+        self._fetcher = None
+        self._replay.clear()
+
+    def replay(self, batches: Iterable[Any]) -> None:
+        """Hand out `batches` before anything new; the epoch is not over before they are used up.
+
+        Batches that wait already must be taken back first.
+        """
+        assert self._fetcher is not None
+        self._done_afterwards = self._fetcher.done
+        self._replay = deque(batches)
+        self._fetcher.done = self._done_afterwards and not self._replay
+
+    def take_replays(self) -> list[Any]:
+        """Take back the batches that are still to be replayed."""
+        batches = list(self._replay)
+        self._replay.clear()
+        if batches and self._fetcher is not None:
+            self._fetcher.done = self._done_afterwards
+        return batches
+
+    def next(self, fetch: Callable[[], Any]) -> Any:
+        """One batch: a replayed one while there are any, else a new one."""
+        assert self._fetcher is not None
+        self._before_batch()
+        if self._replay:
+            batch = self._replay.popleft()
+            self._fetcher.done = self._done_afterwards and not self._replay
+        else:
+            batch = fetch()
+        self._after_batch(batch)
+        return batch
+
+
+def _tapped(kind: type[_DataFetcher], tap: FetcherTap) -> type[_DataFetcher]:
+    """A subclass of `kind` alone: an object may change its class only if the layout stays."""
+
+    def iterate(self: Any) -> Any:
+        tap.before_epoch()
+        return kind.__iter__(self)
+
+    def fetch(self: Any) -> Any:
+        return tap.next(lambda: kind.__next__(self))
+
+    return type(f"Tapped{kind.__name__}", (kind,), {"__iter__": iterate, "__next__": fetch, "_untapped": kind})
+
+
+def hands_out_iterators(trainer: Trainer) -> bool:
+    """Whether `training_step` takes a `dataloader_iter` and fetches for itself."""
+    return isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher)
+
+
+def before_first_iteration(trainer: Trainer, call: Callable[[], None]) -> None:
+    """Call `call` just before the first iterator over the training data is made, which is before `on_train_start`."""
+    fit_loop = trainer.fit_loop
+    load_states = fit_loop._load_combined_loader_states
+
+    def load_states_then_call() -> None:
+        load_states()
+        call()
+
+    fit_loop._load_combined_loader_states = load_states_then_call
+
+
+def forget_before_first_iteration(trainer: Trainer) -> None:
+    """Undo `before_first_iteration`."""
+    vars(trainer.fit_loop).pop("_load_combined_loader_states", None)
+
+
+def set_sampler_epochs(trainer: Trainer) -> None:
+    """Tell the samplers which epoch is resumed: Lightning does so only after worker processes began to fetch."""
+    combined_loader = trainer.fit_loop._combined_loader
+    assert combined_loader is not None
+    for loader in combined_loader.flattened:
+        _set_sampler_epoch(loader, vars(trainer.fit_loop.epoch_progress.current)["processed"])
+
+
+def loaders_resume_by_themselves(trainer: Trainer) -> bool:
+    """Whether every training loader has `state_dict` and `load_state_dict`, which Lightning then uses."""
+    combined_loader = trainer.fit_loop._combined_loader
+    return combined_loader is not None and all(isinstance(loader, _Stateful) for loader in combined_loader.flattened)
+
+
+def pass_over_batches(trainer: Trainer, count: int) -> None:
+    """Fetch `count` batches and throw them away; Lightning itself adds them to the fetcher's count when it resumes."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    fetched = fetcher.fetched
+    for _ in range(count):
+        next(fetcher)
+    fetcher.fetched = fetched

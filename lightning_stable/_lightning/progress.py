@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lightning's counters: the model's position is saved and put back, the position in the data is rewound."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+ModelProgress = list[dict[str, int]]
+
+
+def model_progress(trainer: Trainer) -> ModelProgress:
+    """A copy of the counters of optimizer and scheduler steps (`global_step` is one of them)."""
+    return [dict(vars(tracker)) for tracker in _model_trackers(trainer)]
+
+
+def restore_model_progress(trainer: Trainer, progress: ModelProgress) -> None:
+    """Put the counters of optimizer and scheduler steps back."""
+    for tracker, numbers in zip(_model_trackers(trainer), progress, strict=True):
+        vars(tracker).update(numbers)
+
+
+def _model_trackers(trainer: Trainer) -> list[Any]:
+    loop = trainer.fit_loop.epoch_loop
+    automatic = loop.automatic_optimization.optim_progress.optimizer
+    manual = loop.manual_optimization.optim_step_progress
+    schedulers = loop.scheduler_progress
+    return [
+        tracker
+        for progress in (automatic.step, automatic.zero_grad, manual, schedulers)
+        for tracker in (progress.total, progress.current)
+    ]
+
+
+def rewind_batches(trainer: Trainer, count: int) -> None:
+    """Let the loop number the next `count` batches again.
+
+    To be called in `on_train_batch_end`, which runs before Lightning counts the batch as completed: all counters are
+    lowered alike, and the one increment that is to come keeps them in step.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for tracker in (progress.total, progress.current):
+        for name in vars(tracker):
+            setattr(tracker, name, getattr(tracker, name) - count)
+    progress.is_last_batch = False
+
+
+def skip_next_validation(trainer: Trainer) -> None:
+    """Leave out the validation that Lightning would run after this batch."""
+    trainer.fit_loop.epoch_loop._skip_next_val = True
+
+
+def batches_into_epoch(trainer: Trainer) -> int:
+    """How many batches of the current epoch have been processed, as a checkpoint written now would know it."""
+    return vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"]
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the batch that was just processed is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Whether the optimizer has still to wait for more micro-batches."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def step_epoch_schedulers(trainer: Trainer) -> None:
+    """Step the schedulers of interval "epoch" as Lightning does after the last batch."""
+    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+
+def should_stop(trainer: Trainer) -> bool:
+    """Whether somebody has asked the trainer to stop."""
+    return trainer.should_stop

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the guard writes down of every intervention."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Incident:
+    """One spike and what was done about it.
+
+    Args:
+        step: The loggers' x axis; it never goes back.
+        global_step: Optimizer steps of the model before the spike.
+        epoch: The epoch, from 0.
+        batches: The batch indices within the epoch that made up the step.
+        signal: What gave it away, for example `loss`.
+        value: The signal's value, possibly not finite.
+        threshold: The largest value that would have passed; infinite where only finiteness was asked.
+        response: The class name of the response.
+        restored: What was put back, in words.
+        steps_skipped: Optimizer steps that were vetoed and forgotten.
+        steps_rolled_back: Good optimizer steps that were undone.
+        seconds_lost: Wall-clock time that went into work that was thrown away.
+        time: When, ISO 8601.
+
+    Example:
+        >>> incident = Incident(step=7, global_step=7, epoch=0, batches=[7], signal="loss", value=float("nan"),
+        ...                     threshold=2.5, response="SkipStep", steps_skipped=1)
+        >>> incident.to_json()["value"], str(incident)
+        ('nan', 'step 7: loss nan above 2.5, SkipStep (batch 7 of epoch 0)')
+    """
+
+    step: int
+    global_step: int
+    epoch: int
+    batches: list[int]
+    signal: str
+    value: float
+    threshold: float
+    response: str
+    restored: list[str] = field(default_factory=list)
+    steps_skipped: int = 0
+    steps_rolled_back: int = 0
+    seconds_lost: float = 0.0
+    time: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields in what JSON can say: a non-finite number becomes `"nan"`, `"inf"` or `"-inf"`."""
+        return {key: _json(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Incident":
+        """The incident that `to_json` wrote."""
+        return cls(**{**fields, "value": float(fields["value"]), "threshold": float(fields["threshold"])})
+
+    def __str__(self) -> str:
+        batches = f"batch {self.batches[0]}" if len(self.batches) == 1 else f"batches {self.batches}"
+        limit = "" if math.isinf(self.threshold) else f" above {self.threshold:.4g}"
+        where = f"{batches} of epoch {self.epoch}"
+        return f"step {self.step}: {self.signal} {self.value:.4g}{limit}, {self.response} ({where})"
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

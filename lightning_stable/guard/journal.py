@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where incidents go: `incidents.jsonl`, the loggers, and the table at the end of `fit`."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_stable._lightning.loggers import log_scalars, log_text
+from lightning_stable.guard.incident import Incident
+
+FILE_NAME = "incidents.jsonl"
+
+
+class Journal:
+    """Records incidents and validation losses, and tells of them.
+
+    Example:
+        >>> journal = Journal()
+        >>> journal.incidents, journal.steps_skipped
+        ([], 0)
+    """
+
+    def __init__(self) -> None:
+        self.incidents: list[Incident] = []
+        self.best_val_loss = math.inf
+        self.last_val_loss = math.nan
+        self._can_write = True
+
+    @property
+    def steps_skipped(self) -> int:
+        """Optimizer steps that were vetoed."""
+        return sum(incident.steps_skipped for incident in self.incidents)
+
+    @property
+    def steps_rolled_back(self) -> int:
+        """Good optimizer steps that were undone."""
+        return sum(incident.steps_rolled_back for incident in self.incidents)
+
+    @property
+    def seconds_lost(self) -> float:
+        """Time that went into work that was thrown away."""
+        return sum(incident.seconds_lost for incident in self.incidents)
+
+    def record(self, trainer: Trainer, incident: Incident) -> None:
+        """Write `incident` to the file and the loggers, and say so."""
+        self.incidents.append(incident)
+        rank_zero_info(f"SpikeGuard: {incident}")
+        if not trainer.is_global_zero:
+            return
+        log_text(trainer, "stability/incident", _markdown(incident))
+        log_scalars(trainer, {"stability/incidents": len(self.incidents)})
+        self._write(trainer)
+
+    def note_validation(self, trainer: Trainer) -> None:
+        """Remember the validation loss, if the module logs one."""
+        for key, value in trainer.callback_metrics.items():
+            if "val" in key and "loss" in key and not key.startswith("stability/"):
+                self.last_val_loss = float(value)
+                self.best_val_loss = min(self.best_val_loss, self.last_val_loss)
+                return
+
+    def summary_rows(self, trainer: Trainer) -> list[tuple[str, str]]:
+        """The lines of the table at the end of `fit`."""
+        by_response = Counter(incident.response for incident in self.incidents)
+        counted = ", ".join(f"{number} {name}" for name, number in by_response.items())
+        rows = [
+            ("optimizer steps", f"{trainer.global_step}"),
+            ("incidents", f"{len(self.incidents)}" + (f" ({counted})" if counted else "")),
+            ("steps skipped", f"{self.steps_skipped}"),
+            ("steps rolled back", f"{self.steps_rolled_back}"),
+            ("seconds lost", f"{self.seconds_lost:.1f}"),
+        ]
+        if not math.isnan(self.last_val_loss):
+            rows.append(("validation loss", f"best {self.best_val_loss:.4f}, last {self.last_val_loss:.4f}"))
+        if trainer.log_dir and (trainer.loggers or self.incidents):
+            rows.append(("logs", trainer.log_dir))
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            rows.append(("look at them", f"tensorboard --logdir {trainer.log_dir}"))
+        return rows
+
+    def print_summary(self, trainer: Trainer) -> None:
+        """Print the table, with rich where it is installed."""
+        if not trainer.is_global_zero:
+            return
+        rows = self.summary_rows(trainer)
+        try:
+            from rich.console import Console
+            from rich.table import Table
+        except ImportError:
+            width = max(len(name) for name, _ in rows)
+            lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+            sys.stdout.write("\n".join(["SpikeGuard", *lines, ""]))
+            return
+        table = Table(title="SpikeGuard", title_justify="left", show_header=False)
+        for row in rows:
+            table.add_row(*row, style=None)
+        console = Console()
+        console.print(table, soft_wrap=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The incidents and validation losses so far, in plain types."""
+        return {
+            "incidents": [incident.to_json() for incident in self.incidents],
+            "best_val_loss": self.best_val_loss,
+            "last_val_loss": self.last_val_loss,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up `state_dict`."""
+        self.incidents = [Incident.from_json(fields) for fields in state_dict["incidents"]]
+        self.best_val_loss = state_dict["best_val_loss"]
+        self.last_val_loss = state_dict["last_val_loss"]
+
+    def _write(self, trainer: Trainer) -> None:
+        if not self._can_write or trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        lines = "".join(json.dumps(incident.to_json()) + "\n" for incident in self.incidents)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_atomically(folder / FILE_NAME, lines)
+        except OSError as error:
+            self._can_write = False
+            rank_zero_warn(
+                f"SpikeGuard cannot write {folder / FILE_NAME} ({error.strerror or error}). The run goes on; incidents"
+                " are kept in memory, in checkpoints and in the summary."
+                " Give the Trainer a `default_root_dir` or a logger with a folder it may write to."
+            )
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        shutil.copymode(path, temporary) if path.exists() else Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def _markdown(incident: Incident) -> str:
+    fields = incident.to_json()
+    return "\n".join(["| field | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in fields.items())])

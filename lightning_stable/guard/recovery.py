@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a step is vetoed, undone, rolled back and replayed."""
+
+import time
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from lightning_stable._lightning import checkpoints, progress
+from lightning_stable._lightning.data_fetcher import FetcherTap
+from lightning_stable.guard.signals import Signals
+from lightning_stable.guard.snapshot import Snapshot
+from lightning_stable.guard.step_state import StepState
+from lightning_stable.optim import StepGate, reset_moments
+
+USER = "spike_guard"
+
+
+class Recovery:
+    """Keeps what is needed to undo the step that runs, and to go back to the last snapshot.
+
+    A *window* is what one optimizer step is made of: one batch, or the micro-batches that are accumulated. Data that
+    was passed over stays passed over, so the loop's batch index remains the position in the data; only batches that
+    are replayed are numbered again, up to the index of the batch that was left out.
+
+    Args:
+        trainer: The trainer in its `fit`.
+        pl_module: The module it trains.
+        guard: The callback this works for.
+        signals: The guard's detectors; what they remember goes back together with the model.
+        snapshot_every: Windows from one snapshot to the next; `None` if no response needs any.
+        keep_batches: Whether the batches since the snapshot are kept for a replay.
+
+    Example:
+        >>> Recovery.__name__  # needs a running fit; see `SpikeGuard`
+        'Recovery'
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        guard: Callback,
+        signals: Signals,
+        snapshot_every: int | None,
+        keep_batches: bool,
+    ) -> None:
+        self._trainer = trainer
+        self._signals = signals
+        self._snapshot_every = snapshot_every
+        self._keep_batches = keep_batches
+        self._before_step = StepState(trainer, pl_module, guard)
+        self._snapshot = Snapshot(trainer, pl_module, guard) if snapshot_every is not None else None
+        self._signals_then: dict[str, Any] = {}
+        self.gates = [StepGate.attach(optimizer, user=USER) for optimizer in trainer.optimizers]
+        self.tap = FetcherTap(lambda: None, self._before_batch, self._after_batch)
+        self._window_ended = True
+        self._epoch_began = True
+        self._windows_since_snapshot = 0
+        self._batches_since_snapshot: list[Any] = []
+        self._batches_before_window = 0
+        self._is_replayed = False
+        self._marked: list[int] | None = None
+        self._window_started = self._snapshot_taken = time.perf_counter()
+        self.steps_rolled_back = 0
+        self.seconds_lost = 0.0
+
+    def begin_epoch(self) -> None:
+        """The next window is an epoch's first: it always gets a snapshot, so that no rollback crosses epochs."""
+        self._epoch_began = self._window_ended = True
+        self.tap.attach(self._trainer)
+
+    def end_window(self) -> None:
+        """The optimizer has stepped, or was vetoed: the next batch starts a new window."""
+        self._window_ended = True
+        for gate in self.gates:
+            gate.veto = False
+
+    def veto(self) -> None:
+        """Keep every optimizer from moving until the window ends."""
+        for gate in self.gates:
+            gate.veto = True
+            gate.mark_called()
+
+    def detach(self) -> None:
+        """Leave trainer and optimizers as they were found."""
+        self.tap.detach()
+        for gate in self.gates:
+            gate.veto = False
+            gate.detach(user=USER)
+
+    # What responses may ask for
+
+    def undo_step(self, count_skipped: bool) -> list[str]:
+        """Make the vetoed step one that never happened."""
+        self.steps_rolled_back = 0
+        self.seconds_lost = time.perf_counter() - self._window_started
+        self._before_step.restore(count_skipped)
+        del self._batches_since_snapshot[self._batches_before_window :]
+        self._windows_since_snapshot -= 1
+        if progress.is_last_batch(self._trainer) and not count_skipped:
+            progress.step_epoch_schedulers(self._trainer)  # the epoch has ended all the same
+        return ["buffers", "metrics", "random state", *([] if count_skipped else ["schedules", "counters"])]
+
+    def roll_back(self, replay: bool) -> list[str]:
+        """Restore the last snapshot; replay the good batches since then, or go on with new ones."""
+        assert self._snapshot is not None
+        trainer = self._trainer
+        good = self._batches_since_snapshot[: self._batches_before_window]
+        was_last = progress.is_last_batch(trainer)
+        self.seconds_lost = time.perf_counter() - self._snapshot_taken
+        self._before_step.restore()
+        self.steps_rolled_back = trainer.global_step - self._snapshot.global_step
+        self._snapshot.restore()
+        self._signals.load_state_dict(self._signals_then)
+        self._batches_since_snapshot = []
+        self._windows_since_snapshot = 0
+        self._snapshot_taken = time.perf_counter()
+        checkpoints.mark_saved(trainer)
+        if replay and good:
+            rest = self.tap.take_replays()
+            progress.rewind_batches(trainer, len(good))
+            progress.skip_next_validation(trainer)
+            self.tap.replay([*good, *rest])
+        elif was_last:
+            progress.step_epoch_schedulers(trainer)
+        return ["weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters"]
+
+    def scale_lr(self, factor: float) -> list[str]:
+        """Multiply the learning rate from here on."""
+        for gate in self.gates:
+            gate.scales[USER] = gate.scales.get(USER, 1.0) * factor
+        return [f"learning rate x {self.lr_scale:g}"]
+
+    def reset_momentum(self, moments: Literal["first", "all"]) -> list[str]:
+        """Zero the optimizers' moments."""
+        for optimizer in self._trainer.optimizers:
+            reset_moments(optimizer, moments)
+        return [f"{moments} moments zeroed"]
+
+    @property
+    def lr_scale(self) -> float:
+        """What `scale_lr` has come to so far."""
+        return self.gates[0].scales.get(USER, 1.0) if self.gates else 1.0
+
+    # Around the steps of a replay
+
+    def before_validation_or_batch(self) -> None:
+        """Let `ModelCheckpoint` see again what it has really saved."""
+        if self._marked is not None:
+            checkpoints.unmark_saved(self._trainer, self._marked)
+            self._marked = None
+
+    def after_replayed_batch(self) -> None:
+        """A replayed step was saved and validated before; only the last one stands where the data goes on."""
+        if not self._is_replayed:
+            return
+        self._marked = checkpoints.mark_saved(self._trainer)
+        if self.tap.replays_left:
+            progress.skip_next_validation(self._trainer)
+
+    # Around every fetch
+
+    def _before_batch(self) -> None:
+        self._is_replayed = self.tap.replays_left > 0
+        # The first fetch of an epoch draws the order of the data from the global generators, and a run that never
+        # held the batch would have drawn it too: there the state is taken after the fetch.
+        if self._window_ended and not self._epoch_began:
+            self._begin_window()
+
+    def _after_batch(self, batch: Any) -> None:
+        if self._window_ended and self._epoch_began:
+            self._begin_window()
+        self._epoch_began = self._window_ended = False
+        if self._keep_batches:
+            self._batches_since_snapshot.append(self._own(batch))
+
+    def _begin_window(self) -> None:
+        self._window_started = time.perf_counter()
+        if self._snapshot is not None and self._snapshot_every is not None and self._is_due(self._snapshot_every):
+            self._snapshot.capture()
+            self._signals_then = self._signals.state_dict()
+            self._snapshot_taken = self._window_started
+            self._windows_since_snapshot = 0
+            self._batches_since_snapshot = []
+        self._before_step.capture()
+        self._windows_since_snapshot += 1
+        self._batches_before_window = len(self._batches_since_snapshot)
+
+    def _is_due(self, every: int) -> bool:
+        return not self._is_replayed and (self._epoch_began or self._windows_since_snapshot >= every)
+
+    def _own(self, batch: Any) -> Any:
+        # on the CPU a training step gets the loader's very tensors, and may change them
+        if self._trainer.strategy.root_device.type != "cpu":
+            return batch
+        return apply_to_collection(batch, torch.Tensor, torch.Tensor.clone)

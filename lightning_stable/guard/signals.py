@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the guard watches: the numbers of a step, and the detectors that judge them."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_stable._lightning.results import latest_logged
+from lightning_stable.detectors import Detector, NonFinite, Verdict
+
+LOSS, GRAD_NORM = "loss", "grad_norm"
+_PATIENCE_STEPS = 1000  # a watched key may be logged rarely; after that many steps somebody has mistyped it
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """The signal that gave a spike away.
+
+    Example:
+        >>> Anomaly("loss", 9.0, Verdict(is_anomaly=True, score=12.0, threshold=3.0)).signal
+        'loss'
+    """
+
+    signal: str
+    value: float
+    verdict: Verdict
+
+
+class Signals:
+    """Judges every watched signal; a step's values are remembered only if all of them are healthy.
+
+    With several optimizers each has detectors of its own: `loss` and `grad_norm` for the first, `loss/1` and
+    `grad_norm/1` for the second.
+
+    Args:
+        watch: From signal to detector. `loss` and `grad_norm` are always there and always judged for finiteness; any
+            other name is a key that is logged with `self.log` or by a monitor.
+
+    Raises:
+        TypeError: If `watch` maps to something that is not a detector.
+
+    Example:
+        >>> signals = Signals({})
+        >>> signals.judge({"loss": float("nan")}).signal
+        'loss'
+    """
+
+    def __init__(self, watch: Mapping[str, Detector]) -> None:
+        for key, detector in watch.items():
+            if not isinstance(detector, Detector):
+                raise TypeError(f"`SpikeGuard(watch=...)`: {key!r} must map to a detector, got {detector!r}.")
+        self._watch = dict(watch)
+        self._detectors: dict[str, Detector] = {}
+        self._last_seen: dict[str, Any] = {}
+        self._never_logged = {key for key in watch if key not in (LOSS, GRAD_NORM)}
+        self._steps = 0
+
+    def read_logged(self, trainer: Trainer) -> dict[str, float]:
+        """The watched keys that were logged since the last call."""
+        readings = {}
+        self._steps += 1
+        for key in self._watch:
+            if key in (LOSS, GRAD_NORM):
+                continue
+            value = latest_logged(trainer, key)
+            if value is None or value is self._last_seen.get(key):
+                continue
+            self._last_seen[key] = value
+            self._never_logged.discard(key)
+            readings[key] = float(value)
+        if self._steps == _PATIENCE_STEPS:
+            self.warn_of_keys_never_logged()
+        return readings
+
+    def warn_of_keys_never_logged(self) -> None:
+        """Name, once, the watched keys nobody has logged so far."""
+        for key in sorted(self._never_logged):
+            rank_zero_warn(
+                f"`SpikeGuard(watch={{{key!r}: ...}})` watches a key that has not been logged so far, so it guards"
+                f" nothing. Log it with `self.log({key!r}, ...)` in `training_step`, or correct its name."
+            )
+        self._never_logged.clear()
+
+    def judge(self, readings: Mapping[str, float]) -> Anomaly | None:
+        """The worst of the anomalies among `readings`, if there is any. Nothing is remembered."""
+        anomalies = []
+        for key, value in readings.items():
+            verdict = self._detector(key).judge(value)
+            if not verdict.is_anomaly and not math.isfinite(value):
+                verdict = NonFinite().judge(value)
+            if verdict.is_anomaly:
+                anomalies.append(Anomaly(key, value, verdict))
+        return max(anomalies, key=lambda anomaly: anomaly.verdict.score, default=None)
+
+    def accept(self, readings: Mapping[str, float]) -> None:
+        """Remember the readings of a healthy step."""
+        for key, value in readings.items():
+            self._detector(key).accept(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every detector that has judged something."""
+        return {key: detector.state_dict() for key, detector in self._detectors.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up `state_dict`; detectors it does not know start afresh."""
+        self._detectors = {}
+        for key, state in state_dict.items():
+            self._detector(key).load_state_dict(state)
+
+    def _detector(self, key: str) -> Detector:
+        if key not in self._detectors:
+            name = key if key in self._watch else key.rsplit("/", 1)[0]
+            self._detectors[key] = copy.deepcopy(self._watch.get(name, NonFinite()))
+        return self._detectors[key]
+
+
+def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
+    """The l2 norm over all gradients the optimizer is about to use; 0 if there are none.
+
+    Example:
+        >>> parameter = torch.nn.Parameter(torch.zeros(2))
+        >>> parameter.grad = torch.tensor([3.0, 4.0])
+        >>> gradient_norm(torch.optim.SGD([parameter], lr=0.1)).item()
+        5.0
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    return torch.nn.utils.get_total_norm(gradients)

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard: what to watch x how to judge x what to do, inside a running `fit`."""
+
+import datetime
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_stable._lightning import data_fetcher, progress
+from lightning_stable._lightning.loggers import log_scalars, logging_step
+from lightning_stable._lightning.progress_bar import show
+from lightning_stable._lightning.trainer import callbacks_of, gradient_scaler, log_every_n_steps
+from lightning_stable.detectors import Detector, MedianDeviation
+from lightning_stable.guard.incident import Incident
+from lightning_stable.guard.journal import Journal
+from lightning_stable.guard.ladder import Ladder
+from lightning_stable.guard.recovery import Recovery
+from lightning_stable.guard.responses import Halt, Response, Rollback, ScaleLR, SkipStep, TrainingHalted
+from lightning_stable.guard.resume import ExactResume
+from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly, Signals, gradient_norm
+
+
+class SpikeGuard(Callback):
+    """Watch loss and gradient norm, and answer a spike before the optimizer moves.
+
+    At every optimizer step, once the gradients of the whole accumulation window are known:
+
+        spike  <=>  loss or gradient norm is not finite, or a detector calls a watched signal an anomaly
+
+    The step is then vetoed, and the ladder's next response with budget left says what else is done. `loss` is the mean
+    over the window; `grad_norm` is the l2 norm of the unscaled gradients before clipping.
+
+    Deviations from what other trainers do: the judgement comes before the step and not after it; a skipped step is
+    undone whole (BatchNorm statistics, random numbers, schedules, counters, epoch means); spikes never enter the
+    history they are judged by. Under a gradient scaler (`16-mixed`) an overflow with a finite loss is the scaler's to
+    skip, until its scale has come down to 1.
+
+    The guard must come before callbacks that average weights. One process only; LBFGS is not supported.
+
+    Args:
+        watch: From signal to detector: `loss`, `grad_norm`, or any key that is logged in training. By default both,
+            with `MedianDeviation` over 128 steps at 8 robust standard deviations, and floors of 0.15 for the loss and
+            3 times the median for the gradient norm.
+        ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback`, 2 times `ScaleLR`, `Halt`.
+        snapshot_every: Optimizer steps from one snapshot to the next, at least 1; each epoch begins with one. No
+            snapshot is taken if the ladder holds no `Rollback`.
+        forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        TypeError: If `watch` or `ladder` hold something else than detectors and responses.
+        TrainingHalted: From `fit`, when the ladder has come to `Halt`.
+
+    Example:
+        >>> from lightning_stable.detectors import MedianDeviation
+        >>> guard = SpikeGuard(
+        ...     watch={"loss": MedianDeviation(min_rise=0.15), "grad_norm": MedianDeviation(min_ratio=3.0)},
+        ...     ladder=[SkipStep(times=3), Rollback(times=2), ScaleLR(factor=0.5, times=2), Halt()],
+        ...     snapshot_every=50,
+        ... )
+        >>> guard.incidents
+        []
+    """
+
+    def __init__(
+        self,
+        watch: dict[str, Detector] | None = None,
+        ladder: list[Response] | None = None,
+        snapshot_every: int = 50,
+        forgive_after: int | None = 100,
+    ) -> None:
+        super().__init__()
+        if snapshot_every < 1:
+            raise ValueError(f"`SpikeGuard(snapshot_every=...)` must be at least 1, got {snapshot_every}.")
+        self._signals = Signals(_default_watch() if watch is None else watch)
+        self._ladder = Ladder(_default_ladder() if ladder is None else ladder, forgive_after)
+        self._snapshot_every = snapshot_every
+        self._journal = Journal()
+        self._resume = ExactResume()
+        self._recovery: Recovery | None = None
+        self._trainer: Trainer | None = None
+        self._lr_scale = 1.0
+        self._losses: list[Tensor] = []
+        self._batches: list[int] = []
+        self._readings: dict[str, float] = {}
+        self._anomaly: Anomaly | None = None
+        self._stepped = False
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """Every intervention so far, also those before a resume."""
+        return list(self._journal.incidents)
+
+    # Beginning and end
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work, before anything has run."""
+        if stage != "fit":
+            return
+        _refuse_what_cannot_work(trainer, self)
+        self._trainer = trainer
+        self._resume.setup(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Allocate the buffers, put the gates in front of the optimizers, and go to the place of a checkpoint."""
+        rungs = self._ladder.rungs
+        if any(rung.needs_replay for rung in rungs) and data_fetcher.hands_out_iterators(trainer):
+            raise ValueError(
+                '`Rollback(mode="replay")` needs a `training_step` that takes a batch; this one takes a'
+                ' `dataloader_iter` and fetches for itself. Use `Rollback(mode="skip")`.'
+            )
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise ValueError("`SpikeGuard` cannot veto LBFGS, which evaluates its closure within the step.")
+        self._resume.on_train_start(trainer)
+        self._recovery = Recovery(
+            trainer,
+            pl_module,
+            guard=self,
+            signals=self._signals,
+            snapshot_every=self._snapshot_every if any(rung.needs_snapshot for rung in rungs) else None,
+            keep_batches=any(rung.needs_replay for rung in rungs),
+        )
+        self._recovery.tap.before_epoch = self._resume.before_epoch
+        if self._lr_scale != 1.0:
+            self._recovery.scale_lr(self._lr_scale)
+        self._recovery.begin_epoch()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch's first step gets a snapshot."""
+        if self._recovery is not None:
+            self._recovery.begin_epoch()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The place in the data is between two epochs."""
+        self._resume.end_epoch()
+        self._signals.warn_of_keys_never_logged()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary."""
+        self._signals.warn_of_keys_never_logged()
+        self._leave(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Print the summary also when the run ends badly."""
+        self._leave(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave trainer and optimizers as they were found."""
+        if stage == "fit":
+            self._resume.teardown(trainer)
+            self._trainer = None
+
+    # One step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note which batches make up the step."""
+        self._resume.settle()
+        if self._recovery is not None:
+            self._recovery.before_validation_or_batch()
+        self._batches.append(batch_idx)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Take the loss, without waiting for it."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Judge the step, and veto it if it is a spike."""
+        if self._recovery is None or self._anomaly is not None:
+            return  # the window is vetoed already
+        self._stepped = True
+        loss, norm, scale = self._read(trainer, optimizer)
+        self._losses.clear()
+        if scale > 1.0 and not math.isfinite(norm) and (loss is None or math.isfinite(loss)):
+            return  # the gradient scaler skips an overflow by itself and needs to learn from it
+        suffix = _suffix(trainer, optimizer)
+        readings = {GRAD_NORM + suffix: norm, **self._signals.read_logged(trainer)}
+        if loss is not None:
+            readings[LOSS + suffix] = loss
+        self._readings.update(readings)
+        self._anomaly = self._signals.judge(readings)
+        if self._anomaly is not None:
+            self._recovery.veto()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Undo a vetoed step and answer it; count a clean one."""
+        recovery = self._recovery
+        if recovery is None:
+            return
+        recovery.after_replayed_batch()
+        if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._stepped:
+            return
+        if self._anomaly is not None:
+            self._respond(trainer, recovery, self._anomaly)
+        elif self._stepped:
+            self._signals.accept(self._readings)
+            self._ladder.clean_step()
+        self._log(trainer, recovery)
+        recovery.end_window()
+        self._forget_window()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint written during validation is not a repeated one."""
+        if self._recovery is not None and not trainer.sanity_checking:
+            self._recovery.before_validation_or_batch()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the validation loss for the summary."""
+        if self._recovery is not None and not trainer.sanity_checking:
+            self._journal.note_validation(trainer)
+
+    # The checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to go on with the same history."""
+        return {
+            "signals": self._signals.state_dict(),
+            "ladder": self._ladder.state_dict(),
+            "journal": self._journal.state_dict(),
+            "resume": self._resume.state_dict(self._trainer),
+            "lr_scale": self._recovery.lr_scale if self._recovery is not None else self._lr_scale,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up `state_dict`."""
+        self._signals.load_state_dict(state_dict["signals"])
+        self._ladder.load_state_dict(state_dict["ladder"])
+        self._journal.load_state_dict(state_dict["journal"])
+        self._resume.load_state_dict(state_dict["resume"])
+        self._lr_scale = state_dict["lr_scale"]
+
+    # What the hooks are made of
+
+    def _read(self, trainer: Trainer, optimizer: Optimizer) -> tuple[float | None, float, float]:
+        """Mean loss and gradient norm of the window, and the gradient scaler's scale, with one wait for the device."""
+        norm = gradient_norm(optimizer).float()
+        on_device = [loss.to(norm.device, torch.float32).mean() for loss in self._losses]
+        *losses, norm_value = torch.stack([*on_device, norm]).tolist()
+        scaler = gradient_scaler(trainer)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        if scale != 1.0 and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm_value /= scale  # a fused optimizer unscales within its step
+        if not losses:
+            return None, norm_value, scale
+        # the loss arrives divided by the number of micro-batches and multiplied by the scale
+        accumulated = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+        return accumulated * sum(losses) / len(losses) / scale, norm_value, scale
+
+    def _respond(self, trainer: Trainer, recovery: Recovery, anomaly: Anomaly) -> None:
+        response = self._ladder.climb()
+        restored = response.respond(recovery)
+        incident = Incident(
+            step=logging_step(trainer),
+            global_step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            batches=list(self._batches),
+            signal=anomaly.signal,
+            value=anomaly.value,
+            threshold=anomaly.verdict.threshold,
+            response=type(response).__name__,
+            restored=restored,
+            steps_skipped=1,
+            steps_rolled_back=recovery.steps_rolled_back,
+            seconds_lost=recovery.seconds_lost,
+            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+        self._journal.record(trainer, incident)
+        if response.halts:
+            self._log(trainer, recovery)
+            raise TrainingHalted(_report(self._journal.incidents))
+
+    def _log(self, trainer: Trainer, recovery: Recovery) -> None:
+        optimizer = trainer.optimizers[0]
+        lr = float(optimizer.param_groups[0]["lr"]) * recovery.gates[0].scale
+        count = len(self._journal.incidents)
+        shown = {key: value for key, value in self._readings.items() if key in (LOSS, GRAD_NORM)}
+        show(trainer, {**shown, "lr": lr, "incidents": float(count)})
+        every = log_every_n_steps(trainer)
+        if self._anomaly is None and (every == 0 or (logging_step(trainer) + 1) % every):
+            return
+        log_scalars(
+            trainer,
+            {
+                **{f"stability/{key}": value for key, value in shown.items()},
+                "stability/lr": lr,
+                "stability/lr_scale": recovery.gates[0].scale,
+                "stability/incidents": count,
+                "stability/global_step": trainer.global_step,
+            },
+        )
+
+    def _forget_window(self) -> None:
+        self._losses.clear()
+        self._batches.clear()
+        self._readings = {}
+        self._anomaly = None
+        self._stepped = False
+
+    def _leave(self, trainer: Trainer) -> None:
+        if self._recovery is None:
+            return
+        self._lr_scale = self._recovery.lr_scale
+        self._recovery.detach()
+        self._recovery = None
+        self._forget_window()
+        self._journal.print_summary(trainer)
+
+
+def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:
+    """Tells the signals of several optimizers apart."""
+    index = next(index for index, known in enumerate(trainer.optimizers) if known is optimizer)
+    return f"/{index}" if index else ""
+
+
+def _default_watch() -> Mapping[str, Detector]:
+    return {LOSS: MedianDeviation(min_rise=0.15), GRAD_NORM: MedianDeviation(min_ratio=3.0)}
+
+
+def _default_ladder() -> list[Response]:
+    return [SkipStep(times=3), Rollback(times=2), ScaleLR(factor=0.5, times=2), Halt()]
+
+
+def _refuse_what_cannot_work(trainer: Trainer, guard: SpikeGuard) -> None:
+    if trainer.world_size > 1:
+        raise RuntimeError(
+            f"`SpikeGuard` works in one process so far, and this Trainer runs {trainer.world_size}."
+            " Use `Trainer(devices=1, num_nodes=1)`, or leave the guard out."
+        )
+    if trainer.strategy.handles_gradient_accumulation:
+        raise RuntimeError(
+            f"`SpikeGuard` cannot undo a step of `{type(trainer.strategy).__name__}`, which steps by itself."
+            ' Use `Trainer(strategy="auto")`, or leave the guard out.'
+        )
+    for callback in callbacks_of(trainer):
+        if callback is guard:
+            return
+        if isinstance(callback, SpikeGuard):
+            raise ValueError("`Trainer(callbacks=...)` must hold one `SpikeGuard` only; put all of `watch` into one.")
+        if isinstance(callback, WeightAveraging):
+            name = type(callback).__name__
+            raise ValueError(
+                f"`SpikeGuard` must come before `{name}`, which would average in a step that is being undone."
+                f" Use `callbacks=[SpikeGuard(...), {name}(...)]`."
+            )
+
+
+def _report(incidents: list[Incident]) -> str:
+    lines = "\n".join(f"  {incident}" for incident in incidents[-10:])
+    return (
+        f"SpikeGuard halted the run after {len(incidents)} incidents; the weights are those of the last good step.\n"
+        f"The latest:\n{lines}\n"
+        "What to try: look at these batches; a lower learning rate or a longer warmup; gradient clipping; more budget"
+        " in `SpikeGuard(ladder=...)`, or `forgive_after` smaller if the spikes are far apart and harmless."
+    )

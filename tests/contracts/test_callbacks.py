@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every callback that changes training owes, asked of each one the room exports."""
+
+import copy
+import inspect
+import pickle
+
+import jsonargparse
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+import lightning_stable.callbacks as room
+
+CALLBACKS = [
+    member
+    for _, member in inspect.getmembers(room, inspect.isclass)
+    if issubclass(member, Callback) and not inspect.isabstract(member)
+]
+# Arguments with which a run of a few steps shows what a callback does; defaults are for real runs.
+BUSY = {"MomentumReset": {"every_n_steps": 4, "warmup_steps": 3}}
+DATA = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Model(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.layer(batch).square().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+@pytest.fixture(params=CALLBACKS, ids=lambda member: member.__name__)
+def kind(request):
+    return request.param
+
+
+def busy(kind):
+    return kind(**BUSY.get(kind.__name__, {}))
+
+
+def trainer(callback, **settings):
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **{"max_steps": 12, **settings},
+    )
+
+
+def fit(callback, data=DATA, ckpt_path=None, **settings):
+    model, run = Model(), trainer(callback, **settings)
+    run.fit(model, DataLoader(data), DataLoader(DATA[:2]), ckpt_path=ckpt_path)
+    return model, run
+
+
+def test_it_constructs_with_defaults_pickles_and_comes_from_yaml(kind):
+    kind()
+    assert type(pickle.loads(pickle.dumps(kind()))) is kind
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--callback", type=Callback)
+    config = parser.parse_args([f"--callback={kind.__module__}.{kind.__name__}"])
+    instantiate = (
+        getattr(parser, "instantiate", None) or parser.instantiate_classes
+    )  # the latter until jsonargparse 4.48
+    assert type(instantiate(config).callback) is kind
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2, "max_steps": 9}, {"gradient_clip_val": 0.5}],
+    ids=str,
+)
+def test_it_trains(kind, settings):
+    for callback in (kind(), busy(kind)):
+        model, run = fit(callback, **settings)
+        assert run.global_step == settings.get("max_steps", 12)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+        pickle.dumps(callback)
+
+
+@pytest.mark.parametrize("saved_at", [3, 5, 8])
+def test_resume_equals_an_uninterrupted_run(kind, tmp_path, saved_at):
+    straight, _ = fit(busy(kind))
+    first = busy(kind)
+    _, run = fit(first, max_steps=saved_at)
+    run.save_checkpoint(tmp_path / "mid.ckpt")
+    torch.load(tmp_path / "mid.ckpt", weights_only=True)
+    resumed, _ = fit(busy(kind), data=DATA.roll(-saved_at, 0), ckpt_path=tmp_path / "mid.ckpt")
+    assert torch.equal(straight.layer.weight, resumed.layer.weight)
+    assert torch.equal(straight.layer.bias, resumed.layer.bias)
+
+
+def test_its_state_round_trips_and_is_a_copy(kind, tmp_path):
+    states = []
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx in (5, 6):
+                states.append((trainer.callbacks[0].state_dict(), copy.deepcopy(trainer.callbacks[0].state_dict())))
+
+    callback = busy(kind)
+    run = trainer(callback)
+    run.callbacks.append(Save())
+    run.fit(Model(), DataLoader(DATA), DataLoader(DATA[:2]))
+    for state, frozen in states:
+        assert pickle.dumps(state) == pickle.dumps(frozen)
+        torch.save(state, tmp_path / "state.pt")
+        other = busy(kind)
+        other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert other.state_dict() == frozen
+
+
+def test_it_leaves_the_global_random_numbers_alone(kind):
+    class Bystander(Callback):
+        pass
+
+    def numbers(callback):
+        fit(callback)
+        return torch.rand(3)
+
+    assert torch.equal(numbers(busy(kind)), numbers(Bystander()))
+
+
+def test_validation_alone_changes_nothing(kind):
+    callback, model = busy(kind), Model()
+    weight, state = model.layer.weight.detach().clone(), callback.state_dict()
+    trainer(callback).validate(model, DataLoader(DATA), verbose=False)
+    assert torch.equal(model.layer.weight, weight)
+    assert callback.state_dict() == state
+    model, run = fit(callback)
+    state = copy.deepcopy(callback.state_dict())
+    run.validate(model, DataLoader(DATA), verbose=False)
+    assert callback.state_dict() == state
+
+
+def test_it_leaves_the_optimizer_as_it_was_found(kind):
+    _, plain = fit(Callback())
+    _, run = fit(busy(kind))
+    assert vars(run.optimizers[0]).keys() == vars(plain.optimizers[0]).keys()
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.01

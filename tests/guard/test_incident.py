@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import math
+
+import pytest
+
+from lightning_stable.guard import Incident
+
+
+def incident(**changes):
+    fields = {
+        "step": 12,
+        "global_step": 10,
+        "epoch": 1,
+        "batches": [4, 5],
+        "signal": "grad_norm",
+        "value": 80.0,
+        "threshold": 3.25,
+        "response": "Rollback",
+        "restored": ["weights"],
+        "steps_rolled_back": 3,
+    }
+    return Incident(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("value", [1.5, float("inf"), float("-inf"), float("nan")])
+def test_it_survives_strict_json(value):
+    written = json.dumps(incident(value=value, threshold=math.inf).to_json(), allow_nan=False)
+    read = Incident.from_json(json.loads(written))
+    assert read.value == value or math.isnan(value)
+    assert read.threshold == math.inf
+    assert read.batches == [4, 5]
+
+
+def test_it_says_in_one_line_what_happened():
+    assert str(incident()) == "step 12: grad_norm 80 above 3.25, Rollback (batches [4, 5] of epoch 1)"
+    assert "above" not in str(incident(threshold=math.inf))

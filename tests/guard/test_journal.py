@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_stable.guard import Incident, Rollback, SkipStep
+from lightning_stable.guard.journal import Journal
+from tests.faulty_runs import make_batches, run
+from tests.guard.test_spike_guard import guard
+
+
+def test_every_incident_is_a_line_of_json(tmp_path):
+    guarded = guard(SkipStep(times=1), Rollback(mode="skip", times=99), snapshot_every=4)
+    run(make_batches(12, {5, 7}), [guarded], default_root_dir=tmp_path, epochs=1)
+    lines = [json.loads(line) for line in (tmp_path / "incidents.jsonl").read_text().splitlines()]
+    assert [line["response"] for line in lines] == ["SkipStep", "Rollback"]
+    assert [line["batches"] for line in lines] == [[5], [7]]
+    assert [line["steps_rolled_back"] for line in lines] == [0, 2]
+    assert [line["value"] for line in lines] == ["nan", "nan"]
+    assert all(line["seconds_lost"] > 0 for line in lines)
+    assert [Incident.from_json(line).step for line in lines] == [5, 7]
+
+
+def test_the_summary_counts_what_was_survived(tmp_path, capsys):
+    logger = TensorBoardLogger(tmp_path, name="runs", version="a")
+    run(make_batches(12, {5, 7}), [guard(SkipStep(times=1), Rollback(mode="replay"))], logger=logger, epochs=1)
+    printed = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "optimizer steps",
+        "10",
+        "1 SkipStep, 1 Rollback",
+        "steps rolled back",
+        "seconds lost",
+        "validation loss",
+        "best",
+        "tensorboard --logdir",
+    ):
+        assert part in printed
+
+
+def test_the_summary_is_plain_text_without_rich(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    run(make_batches(12, {5}), [guard(SkipStep())], epochs=1, default_root_dir=tmp_path)
+    assert "  steps skipped      1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("logger", [False, "csv"])
+def test_any_logger_or_none_will_do(tmp_path, logger):
+    chosen = CSVLogger(tmp_path, name="csv") if logger else False
+    guarded = guard(SkipStep())
+    run(make_batches(12, {5}), [guarded], logger=chosen, default_root_dir=tmp_path, epochs=1)
+    assert len(guarded.incidents) == 1
+    assert list(tmp_path.rglob("incidents.jsonl"))
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_goes_on(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    guarded = guard(SkipStep(times=9))
+    with pytest.warns(UserWarning, match=r"SpikeGuard cannot write .*incidents.jsonl .*The run goes on") as warned:
+        run(make_batches(12, {5, 7}), [guarded], default_root_dir=tmp_path / "file", epochs=1)
+    assert len([w for w in warned if "SpikeGuard cannot write" in str(w.message)]) == 1
+    assert len(guarded.incidents) == 2
+
+
+def test_a_full_disk_leaves_the_last_good_file_and_no_litter(tmp_path, monkeypatch):
+    import lightning_stable.guard.journal as module
+
+    journal = Journal()
+    module._write_atomically(tmp_path / "incidents.jsonl", "good\n")
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.Path, "replace", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        module._write_atomically(tmp_path / "incidents.jsonl", "lost\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["incidents.jsonl"]
+    assert (tmp_path / "incidents.jsonl").read_text() == "good\n"
+    assert journal.incidents == []

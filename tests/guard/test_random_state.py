@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+import random
+
+import numpy as np
+import torch
+
+from lightning_stable.guard.random_state import RandomState
+
+
+def draw():
+    random.gauss(0, 1)  # leaves half a pair behind, which belongs to the state
+    np.random.randn()
+    return torch.rand(3).tolist(), random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand()
+
+
+def test_all_generators_repeat_themselves():
+    draw()
+    state = RandomState()
+    first = draw()
+    state.restore()
+    assert draw() == first
+
+
+def test_it_survives_a_checkpoint_that_is_loaded_with_weights_only(tmp_path):
+    random.gauss(0, 1)
+    np.random.randn()
+    state = RandomState()
+    torch.save(state.state_dict(), tmp_path / "state.pt")
+    first = draw()
+    RandomState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True)).restore()
+    assert draw() == first
+
+
+def test_taking_it_draws_nothing():
+    state = RandomState()
+    first = draw()
+    state.restore()
+    RandomState().state_dict()
+    assert draw() == first

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A resumed run is the run that was never interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_stable.guard import Rollback, ScaleLR, SkipStep
+from tests.faulty_runs import assert_same, make_batches, run
+from tests.guard.test_spike_guard import guard
+
+# a checkpoint that knows of a `ModelCheckpoint` may be resumed without one
+pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*")
+
+BAD = {2, 9}
+ROOT = Path(__file__).parents[2]
+
+
+def checkpoints(folder, **arguments):
+    return ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, **arguments)
+
+
+def comparable(outcome):
+    """What no checkpoint holds cannot come back: a non-persistent buffer, past validations, half an epoch's means."""
+    outcome.buffers, outcome.val_losses, outcome.metrics = outcome.buffers[1:], [], {}
+    return outcome
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("step", [3, 9, 13, 25])
+def test_resuming_in_the_middle_of_a_shuffled_epoch_changes_nothing(tmp_path, num_workers, step):
+    arguments = {"epochs": 3, "shuffle": True, "num_workers": num_workers}
+    expected = comparable(run(make_batches(12, BAD), [guard(SkipStep(times=99))], **arguments))
+    first = guard(SkipStep(times=99))
+    run(
+        make_batches(12, BAD),
+        [first, checkpoints(tmp_path, every_n_train_steps=1)],
+        enable_checkpointing=True,
+        max_steps=step,
+        **arguments,
+    )
+    second = guard(SkipStep(times=99))
+    resumed = run(make_batches(12, BAD), [second], ckpt_path=tmp_path / f"step={step}.ckpt", **arguments)
+    assert_same(comparable(resumed), expected)
+    assert len(second.incidents) == 6
+    assert [str(incident) for incident in first.incidents] == [str(i) for i in second.incidents[: len(first.incidents)]]
+
+
+@pytest.mark.parametrize("when", [{"every_n_epochs": 1}, {"monitor": "val_loss"}])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_between_two_epochs_changes_nothing(tmp_path, when, num_workers):
+    arguments = {"epochs": 3, "shuffle": True, "num_workers": num_workers}
+    expected = comparable(run(make_batches(12, BAD), [guard(SkipStep(times=99))], **arguments))
+    run(
+        make_batches(12, BAD),
+        [guard(SkipStep(times=99)), checkpoints(tmp_path, **when)],
+        enable_checkpointing=True,
+        **arguments,
+    )
+    for step in (10, 20):
+        resumed = run(
+            make_batches(12, BAD), [guard(SkipStep(times=99))], ckpt_path=tmp_path / f"step={step}.ckpt", **arguments
+        )
+        assert_same(comparable(resumed), expected)
+
+
+def test_the_whole_guard_is_in_the_checkpoint_and_loads_with_weights_only(tmp_path):
+    first = guard(ScaleLR(factor=0.5, times=9), Rollback(mode="replay"))
+    run(make_batches(12, BAD), [first, checkpoints(tmp_path, every_n_epochs=1)], enable_checkpointing=True, epochs=1)
+    path = tmp_path / "step=10.ckpt"
+    loaded = torch.load(path, weights_only=True)
+    state = loaded["callbacks"]["SpikeGuard"]
+    assert state["lr_scale"] == 0.25
+    assert len(state["journal"]["incidents"]) == 2
+    second = guard(ScaleLR(factor=0.5, times=9), Rollback(mode="replay"))
+    expected = run(make_batches(12, BAD), [guard(ScaleLR(factor=0.5, times=9), Rollback(mode="replay"))], epochs=2)
+    resumed = run(make_batches(12, BAD), [second], epochs=2, ckpt_path=path)
+    assert_same(comparable(resumed), comparable(expected))
+    assert second.state_dict()["lr_scale"] == 0.0625
+
+
+SCRIPT = """
+    import os, signal, sys, warnings
+    warnings.filterwarnings("ignore")
+    sys.path.insert(0, {root!r})
+    import torch
+    from lightning.pytorch import Callback
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from tests.faulty_runs import make_batches, run
+    from tests.guard.test_spike_guard import guard
+    from lightning_stable.guard import SkipStep
+
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 17:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    last = ModelCheckpoint(dirpath={folder!r}, save_last=True, every_n_train_steps=5, save_top_k=1)
+    run(make_batches(12, {bad!r}), [guard(SkipStep(times=99)), Kill(), last], epochs=3, shuffle=True,
+        enable_checkpointing=True)
+"""
+
+
+def test_a_run_killed_without_warning_ends_as_if_it_had_not_been(tmp_path):
+    script = textwrap.dedent(SCRIPT).format(root=str(ROOT), folder=str(tmp_path), bad=BAD)
+    killed = subprocess.run([sys.executable, "-c", script], timeout=120, capture_output=True, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert os.path.exists(tmp_path / "last.ckpt")
+    second = guard(SkipStep(times=99))
+    resumed = run(make_batches(12, BAD), [second], epochs=3, shuffle=True, ckpt_path=tmp_path / "last.ckpt")
+    expected = run(make_batches(12, BAD), [guard(SkipStep(times=99))], epochs=3, shuffle=True)
+    assert_same(comparable(resumed), comparable(expected))
+    assert len(second.incidents) == 6

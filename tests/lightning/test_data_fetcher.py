@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private parts of Lightning's data fetching that this pack relies on."""
+
+import pytest
+from lightning.pytorch import Callback, Trainer
+
+from lightning_stable._lightning import data_fetcher
+from tests.faulty_runs import make_batches, run
+
+
+@pytest.mark.parametrize("name", ["_data_fetcher", "_combined_loader", "_load_combined_loader_states"])
+def test_the_fit_loop_still_has_it(name):
+    assert hasattr(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop, name)
+
+
+class Taps(Callback):
+    def __init__(self):
+        self.calls, self.seen = [], []
+
+    def on_train_start(self, trainer, pl_module):
+        self.tap = data_fetcher.FetcherTap(
+            before_epoch=lambda: self.calls.append("epoch"),
+            before_batch=lambda: self.calls.append("before"),
+            after_batch=lambda item: self.calls.append("after"),
+        )
+        self.tap.attach(trainer)
+        self.kind = type(trainer.fit_loop._data_fetcher)
+        self.tap.attach(trainer)  # a second time is nothing
+        assert type(trainer.fit_loop._data_fetcher) is self.kind
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(batch["x"][0, 0].item())
+
+    def on_train_end(self, trainer, pl_module):
+        self.tap.detach()
+        assert type(trainer.fit_loop._data_fetcher) is self.kind._untapped
+
+
+def test_every_fetch_is_seen_and_the_fetcher_is_given_back():
+    taps = Taps()
+    run(make_batches(3), [taps], epochs=2)
+    assert taps.calls == ["before", "after"] * 3 + ["epoch"] + ["before", "after"] * 3
+    assert taps.seen == [batch["x"][0, 0].item() for batch in make_batches(3)] * 2
+
+
+def test_replayed_batches_come_before_new_ones_and_can_be_taken_back():
+    class Fetcher:
+        done = False
+
+        def __init__(self):
+            self.fresh = iter("def")
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.fresh)
+
+    class Loop:
+        _data_fetcher = Fetcher()
+
+    class Stub:
+        fit_loop = Loop()
+
+    tap = data_fetcher.FetcherTap(lambda: None, lambda: None, lambda item: None)
+    tap.attach(Stub())
+    fetcher = Stub.fit_loop._data_fetcher
+    fetcher.done = True  # as at the last batch of an epoch
+    tap.replay("abc")
+    assert not fetcher.done
+    assert [next(fetcher), tap.replays_left] == ["a", 2]
+    assert tap.take_replays() == ["b", "c"]
+    assert fetcher.done
+    tap.replay("bc")
+    assert [next(fetcher), fetcher.done, next(fetcher), fetcher.done] == ["b", False, "c", True]
+    assert next(fetcher) == "d"
+
+
+def test_the_first_iterator_can_be_awaited():
+    calls = []
+
+    class Waits(Callback):
+        def setup(self, trainer, pl_module, stage):
+            data_fetcher.before_first_iteration(trainer, lambda: calls.append(trainer.fit_loop._data_fetcher))
+
+        def on_train_start(self, trainer, pl_module):
+            calls.append("start")
+            data_fetcher.forget_before_first_iteration(trainer)
+            assert not data_fetcher.loaders_resume_by_themselves(trainer)
+            assert not data_fetcher.hands_out_iterators(trainer)
+
+    run(make_batches(3), [Waits()], epochs=1)
+    assert calls == [None, "start"]
+
+
+def test_batches_can_be_passed_over():
+    seen = []
+
+    class PassesOver(Callback):
+        def on_train_start(self, trainer, pl_module):
+            data_fetcher.pass_over_batches(trainer, 2)
+            assert trainer.fit_loop._data_fetcher.fetched == 0
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch["x"][0, 0].item())
+
+    run(make_batches(4), [PassesOver()], epochs=1)
+    assert seen == [batch["x"][0, 0].item() for batch in make_batches(4)[2:]]

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private counters of Lightning that this pack reads and writes; each by name."""
+
+import pytest
+from lightning.pytorch import Callback, Trainer
+
+from lightning_stable._lightning import progress
+from tests.faulty_runs import make_batches, run
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed",
+        "fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.zero_grad.current.ready",
+        "fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed",
+        "fit_loop.epoch_loop.scheduler_progress.total.completed",
+        "fit_loop.epoch_loop.batch_progress.current.processed",
+        "fit_loop.epoch_loop.batch_progress.is_last_batch",
+        "fit_loop.epoch_loop._skip_next_val",
+        "fit_loop.epoch_loop._num_ready_batches_reached",
+        "fit_loop.epoch_loop._should_accumulate",
+        "fit_loop.epoch_loop.update_lr_schedulers",
+    ],
+)
+def test_lightning_still_has_it(path):
+    owner = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    for name in path.split("."):
+        owner = getattr(owner, name)
+
+
+class Probe(Callback):
+    def __init__(self):
+        self.rewound = False
+        self.indices, self.steps, self.last = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.indices.append(batch_idx)
+        if batch_idx == 1:
+            self.saved = progress.model_progress(trainer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.last.append(progress.is_last_batch(trainer))
+        if batch_idx == 3 and not self.rewound:
+            self.rewound = True
+            assert trainer.global_step == 4
+            progress.restore_model_progress(trainer, self.saved)
+            assert trainer.global_step == 1
+            progress.rewind_batches(trainer, 2)
+        self.steps.append(trainer.global_step)
+
+
+def test_batches_are_numbered_again_and_steps_counted_again():
+    probe = Probe()
+    run(make_batches(6), [probe], epochs=1)
+    # the loader has six batches and no more, however they are numbered
+    assert probe.indices == [0, 1, 2, 3, 2, 3]
+    assert probe.steps == [1, 2, 3, 1, 2, 3]
+    assert probe.last == [False] * 5 + [True]
