@@ -21,9 +21,8 @@ def logging_step(trainer: Trainer) -> int:
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, Scalar]) -> None:
     """Send scalars to every logger now and make them visible in `trainer.callback_metrics`."""
-    values = {key: torch.as_tensor(value, dtype=torch.float64).float() for key, value in scalars.items()}
-    trainer._logger_connector._callback_metrics.update(values)
-    numbers = {key: value.item() for key, value in values.items()}
+    trainer._logger_connector._callback_metrics.update({key: _metric(value) for key, value in scalars.items()})
+    numbers = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in scalars.items()}
     step = logging_step(trainer)
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=step)
@@ -36,9 +35,11 @@ def log_text(trainer: Trainer, tag: str, text: str) -> None:
 
 
 def log_histogram(trainer: Trainer, tag: str, values: torch.Tensor) -> None:
-    """Send the distribution of `values` to the loggers that can show it."""
-    for experiment in _experiments(trainer, "add_histogram"):
-        experiment.add_histogram(tag, values, global_step=logging_step(trainer))
+    """Send the distribution of the finite ones of `values` to the loggers that can show it; none for none."""
+    finite = values.detach().float()
+    finite = finite[finite.isfinite()]
+    for experiment in _experiments(trainer, "add_histogram") if finite.numel() else ():
+        experiment.add_histogram(tag, finite, global_step=logging_step(trainer))
 
 
 def log_figure(trainer: Trainer, tag: str, figure: Any) -> None:
@@ -50,6 +51,13 @@ def log_figure(trainer: Trainer, tag: str, figure: Any) -> None:
 def can_show(trainer: Trainer, kind: str) -> bool:
     """Whether any logger can show `kind`: `text`, `histogram` or `figure`."""
     return bool(_experiments(trainer, f"add_{kind}"))
+
+
+def _metric(value: Scalar) -> torch.Tensor:
+    """A tensor of its own, without a graph, as `self.log` makes it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().float().clone()
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _experiments(trainer: Trainer, method: str) -> list[Any]:

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `lightning-stable list | show | fit | validate | report | techniques | bench`.
+
+Only `fit`, `validate`, `techniques` and `bench` import torch and Lightning; everything else answers at once.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+
+import lightning_stable
+from lightning_stable import __version__
+from lightning_stable.studies.recipes import Recipe, UnknownRecipe, find_recipe, list_recipes
+
+_USAGE = f"""\
+usage: lightning-stable COMMAND [ARGUMENTS]
+
+Keep PyTorch Lightning runs alive: recipes to run, and reports on what happened.
+
+commands:
+  list                       the bundled recipes, one line each
+  show NAME                  print the YAML of a recipe; save it, change it, run it with `fit --config`
+  fit --recipe NAME          train with a bundled recipe
+  fit --config FILE          train with your own YAML
+  validate --recipe NAME     validate, for example with --ckpt_path runs/NAME/version_0/checkpoints/last.ckpt
+  report RUN_DIR             incidents and final metrics as tables, and RUN_DIR/report.png
+  techniques                 every public class and function, with one line on each
+  bench overhead             what the callbacks cost per step
+
+options:
+  -h, --help                 this text; `lightning-stable COMMAND --help` says more
+  --version                  print the version
+
+`fit` and `validate` take every LightningCLI option, and every class of this package by its short name:
+  lightning-stable fit --recipe charlm_adamw --trainer.max_steps 200 --trainer.callbacks+=SpikeGuard --lr_scheduler=REXLR
+
+lightning-stable {__version__}
+"""
+
+_LIST_USAGE = "usage: lightning-stable list\n\nList the bundled recipes: name, what it shows, needs, about how long.\n"
+_SHOW_USAGE = "usage: lightning-stable show NAME\n\nPrint the YAML of the bundled recipe NAME.\n"
+_BENCH_USAGE = "usage: lightning-stable bench overhead [ARGUMENTS]\n\nMeasure what the callbacks cost per step.\n"
+_NOT_FOR_CONFIGS = ("bench", "studies")
+_EXTRAS = ("matplotlib", "rich", "sklearn")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 done, 1 the run failed, 2 the command line is wrong.
+
+    Args:
+        argv: The arguments after the program's name; None takes those of the process.
+
+    Example:
+        >>> main(["--version"])
+        lightning-stable 0.1.0
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else "--help"
+    try:
+        return _run(command, arguments)
+    except UnknownRecipe as error:
+        return _wrong(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRAS:
+            raise
+        return _wrong(f"this needs {error.name}: pip install 'lightning-stable[recipes]'")
+    except KeyboardInterrupt:
+        print("\nlightning-stable: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `lightning-stable show NAME | head`
+        sys.stderr.close()
+        return 0
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"lightning-stable {__version__}")
+        return 0
+    if command not in _COMMANDS:
+        return _wrong(f"there is no command {command!r}; the commands are {', '.join(_COMMANDS)}")
+    return _COMMANDS[command](arguments)
+
+
+def _list(arguments: list[str]) -> int:
+    if _asks_for_help(arguments):
+        print(_LIST_USAGE, end="")
+        return 0
+    if arguments:
+        return _wrong(f"`list` takes no arguments, got {' '.join(arguments)}")
+    recipes = list_recipes()
+    width = max((len(recipe.name) for recipe in recipes), default=0)
+    for recipe in recipes:
+        print(f"{recipe.name:<{width}}  {recipe.shows} (needs {recipe.needs}; {recipe.takes})")
+    print("\nStart one: lightning-stable fit --recipe NAME")
+    return 0
+
+
+def _show(arguments: list[str]) -> int:
+    if _asks_for_help(arguments):
+        print(_SHOW_USAGE, end="")
+        return 0
+    if len(arguments) != 1:
+        return _wrong(f"`show` takes the name of one recipe; they are {', '.join(map(_name, list_recipes()))}")
+    print(find_recipe(arguments[0]).path.read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    return _lightning("fit", arguments)
+
+
+def _validate(arguments: list[str]) -> int:
+    return _lightning("validate", arguments)
+
+
+def _lightning(command: str, arguments: list[str]) -> int:
+    arguments = _recipes_to_configs(arguments)
+
+    from lightning_stable._lightning.cli import run
+    from lightning_stable.guard import SpikeGuard, TrainingHalted
+
+    _import_rooms()
+    try:
+        trainer = run([command, *arguments])
+    except TrainingHalted as halt:
+        print(f"\n{halt.report}", file=sys.stderr)
+        return 1
+    guarded = any(isinstance(callback, SpikeGuard) for callback in trainer.callbacks)  # its own summary says this
+    if command == "fit" and trainer.is_global_zero and trainer.logger is not None and not guarded:
+        print(f"\nLook at it:  tensorboard --logdir {trainer.logger.save_dir}")
+        print(f"Report:      lightning-stable report {trainer.log_dir}")
+    return 0
+
+
+def _import_rooms() -> None:
+    """Import every room of techniques, so that the parser knows its classes by their short names."""
+    for room in iter_modules(lightning_stable.__path__):
+        if room.ispkg and not room.name.startswith("_") and room.name not in _NOT_FOR_CONFIGS:
+            import_module(f"lightning_stable.{room.name}")
+
+
+def _recipes_to_configs(arguments: list[str]) -> list[str]:
+    """Turn `--recipe NAME` into `--config PATH`, put first so that what else is said overrides the recipe."""
+    configs: list[str] = []
+    others: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, name = argument.partition("=")
+        if flag != "--recipe":
+            others.append(argument)
+            continue
+        recipe = find_recipe(name if equals else next(remaining, ""))
+        configs += ["--config", str(recipe.path)]
+    return configs + others
+
+
+def _report(arguments: list[str]) -> int:
+    from lightning_stable.studies.run_report import main as report
+
+    return report(arguments)
+
+
+def _techniques(arguments: list[str]) -> int:
+    from lightning_stable.studies.techniques import main as techniques
+
+    return techniques(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    if _asks_for_help(arguments[:1]):
+        print(_BENCH_USAGE, end="")
+        return 0
+    if arguments[:1] != ["overhead"]:
+        return _wrong("`bench` takes the name of a measurement: overhead")
+    from lightning_stable.bench.overhead import main as overhead
+
+    return overhead(arguments[1:]) or 0
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return "-h" in arguments or "--help" in arguments
+
+
+def _name(recipe: Recipe) -> str:
+    return recipe.name
+
+
+def _wrong(message: str) -> int:
+    print(f"lightning-stable: {message}", file=sys.stderr)
+    return 2
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "show": _show,
+    "fit": _fit,
+    "validate": _validate,
+    "report": _report,
+    "techniques": _techniques,
+    "bench": _bench,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

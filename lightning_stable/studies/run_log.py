@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read what a run left behind: scalars from TensorBoard or CSVLogger, and the guard's incidents. Needs no torch."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+INCIDENTS = "incidents.jsonl"
+Points = list[tuple[int, float]]
+"""Steps and values, in order of the steps."""
+
+
+class NoRun(ValueError):
+    """A folder that no run was logged to.
+
+    Example:
+        >>> str(NoRun("nothing here"))
+        'nothing here'
+    """
+
+
+@dataclass
+class RunLog:
+    """The scalars and incidents of one run.
+
+    Args:
+        folder: Where it was logged to.
+        scalars: From tag to its points.
+        incidents: The guard's interventions, as in `incidents.jsonl`, their numbers as floats.
+
+    Example:
+        >>> log = RunLog(Path("runs/x"), {"train_loss": [(0, 4.0), (1, 3.0)], "train_loss_epoch": [(1, 3.5)]})
+        >>> log.first("stability/loss", "*loss")
+        ('train_loss', [(0, 4.0), (1, 3.0)])
+    """
+
+    folder: Path
+    scalars: dict[str, Points] = field(default_factory=dict)
+    incidents: list[dict[str, Any]] = field(default_factory=list)
+
+    def first(self, *patterns: str) -> tuple[str, Points] | None:
+        """The first tag that is there: exactly, as `text*` from its beginning, or as `*text` anywhere.
+
+        Args:
+            *patterns: In order of preference. A tag of validation, test or epoch means is found by its exact name only.
+        """
+        for pattern in patterns:
+            for tag in self.scalars:
+                if tag == pattern or (_is_training(tag) and _matches(tag, pattern)):
+                    return tag, self.scalars[tag]
+        return None
+
+    @property
+    def last_step(self) -> int:
+        """The largest step of any scalar or incident."""
+        ends = [points[-1][0] for points in self.scalars.values() if points]
+        return max([*ends, *(incident["step"] for incident in self.incidents)], default=0)
+
+
+def read_run(folder: Path) -> RunLog:
+    """Read the run that was logged to `folder`.
+
+    Args:
+        folder: A logger's folder, with TensorBoard event files or `metrics.csv`, for example `runs/NAME/version_0`.
+
+    Raises:
+        NoRun: If there is no such folder, nothing to read in it, or `incidents.jsonl` is damaged.
+
+    Example:
+        >>> read_run(Path("no/such/run"))
+        Traceback (most recent call last):
+            ...
+        lightning_stable.studies.run_log.NoRun: no/such/run: no such directory.
+    """
+    if not folder.is_dir():
+        raise NoRun(f"{folder}: no such directory.")
+    scalars = _read_events(folder) if any(folder.glob("*tfevents*")) else _read_csv(folder / "metrics.csv")
+    incidents = _read_incidents(folder / INCIDENTS)
+    if not scalars and not incidents:
+        raise NoRun(f"{folder}: no TensorBoard event files, no metrics.csv and no {INCIDENTS}.{_runs_below(folder)}")
+    return RunLog(folder, scalars, incidents)
+
+
+def newest_run(folder: Path) -> Path:
+    """The run below `folder` that was written to last.
+
+    Args:
+        folder: For example `runs`.
+
+    Raises:
+        NoRun: If there is none.
+
+    Example:
+        >>> newest_run(Path("no/such/folder"))
+        Traceback (most recent call last):
+            ...
+        lightning_stable.studies.run_log.NoRun: no/such/folder: no run in it.
+    """
+    logs = [path for pattern in ("*tfevents*", "metrics.csv") for path in folder.rglob(pattern)]
+    if not logs:
+        raise NoRun(f"{folder}: no run in it.")
+    return max(logs, key=lambda path: path.stat().st_mtime).parent
+
+
+def _read_events(folder: Path) -> dict[str, Points]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    return {tag: _in_order([(event.step, event.value) for event in accumulator.Scalars(tag)]) for tag in sorted(tags)}
+
+
+def _read_csv(path: Path) -> dict[str, Points]:
+    if not path.is_file():
+        return {}
+    scalars: dict[str, Points] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if not row.get("step"):
+                continue
+            step = int(float(row.pop("step") or 0))
+            for tag, text in row.items():
+                if tag and isinstance(text, str) and (value := _number(text)) is not None:
+                    scalars.setdefault(tag, []).append((step, value))
+    return {tag: _in_order(points) for tag, points in sorted(scalars.items())}
+
+
+def _in_order(points: Points) -> Points:
+    """By step; of several values at one step the one written last stays."""
+    return [list(same)[-1] for _, same in groupby(sorted(points, key=itemgetter(0)), key=itemgetter(0))]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _read_incidents(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    incidents = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            incident = json.loads(line)
+            incidents.append({**incident, **{key: _float(incident.get(key)) for key in ("value", "threshold")}})
+            int(incident["step"]), str(incident["response"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise NoRun(f"{path}, line {number}: not an incident ({error}).") from error
+    return incidents
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _is_training(tag: str) -> bool:
+    return not any(word in tag.lower() for word in ("val", "test", "epoch"))
+
+
+def _matches(tag: str, pattern: str) -> bool:
+    if pattern.startswith("*"):
+        return pattern[1:] in tag.lower()
+    return pattern.endswith("*") and tag.startswith(pattern[:-1])
+
+
+def _runs_below(folder: Path) -> str:
+    """The first runs inside `folder`, when a folder of runs was given in place of one."""
+    runs = sorted({path.parent for pattern in ("*tfevents*", "metrics.csv") for path in folder.rglob(pattern)})
+    return f" Did you mean {' or '.join(map(str, runs[:3]))}?" if runs else ""
