@@ -33,7 +33,7 @@ options:
   --version                  print the version
 
 `fit` and `validate` take every LightningCLI option, and every class of this package by its short name:
-  lightning-stable fit --recipe charlm_adamw --trainer.max_steps 200 --trainer.callbacks+=SpikeGuard --lr_scheduler=REXLR
+  lightning-stable fit --recipe charlm_adamw --trainer.max_steps 99 --trainer.callbacks+=SpikeGuard --lr_scheduler=REXLR
 
 lightning-stable {__version__}
 """
@@ -122,6 +122,7 @@ def _lightning(command: str, arguments: list[str]) -> int:
     arguments = _recipes_to_configs(arguments)
 
     from lightning_stable._lightning.cli import run
+    from lightning_stable._lightning.trainer import callbacks_of
     from lightning_stable.guard import SpikeGuard, TrainingHalted
 
     _import_rooms()
@@ -130,7 +131,7 @@ def _lightning(command: str, arguments: list[str]) -> int:
     except TrainingHalted as halt:
         print(f"\n{halt.report}", file=sys.stderr)
         return 1
-    guarded = any(isinstance(callback, SpikeGuard) for callback in trainer.callbacks)  # its own summary says this
+    guarded = any(isinstance(callback, SpikeGuard) for callback in callbacks_of(trainer))  # it says this itself
     if command == "fit" and trainer.is_global_zero and trainer.logger is not None and not guarded:
         print(f"\nLook at it:  tensorboard --logdir {trainer.logger.save_dir}")
         print(f"Report:      lightning-stable report {trainer.log_dir}")

@@ -151,7 +151,7 @@ def _read_incidents(path: Path) -> list[dict[str, Any]]:
         try:
             incident = json.loads(line)
             incidents.append({**incident, **{key: _float(incident.get(key)) for key in ("value", "threshold")}})
-            int(incident["step"]), str(incident["response"])
+            _ = int(incident["step"]), str(incident["response"])
         except (ValueError, TypeError, KeyError) as error:
             raise NoRun(f"{path}, line {number}: not an incident ({error}).") from error
     return incidents

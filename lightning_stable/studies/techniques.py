@@ -65,7 +65,7 @@ def techniques_table() -> str:
 
 
 def write_table(readme: Path) -> bool:
-    """Put the table between the two markers of `readme`; say whether that changed it.
+    r"""Put the table between the two markers of `readme`; say whether that changed it.
 
     Args:
         readme: A Markdown file with the two marker lines.
