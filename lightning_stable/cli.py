@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(command, arguments)
     except UnknownRecipe as error:
         return _wrong(str(error))
+    except SystemExit as stop:  # how a parser ends after it has said what is wrong, or printed its help
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRAS:
             raise
@@ -119,9 +123,11 @@ def _validate(arguments: list[str]) -> int:
 
 
 def _lightning(command: str, arguments: list[str]) -> int:
+    if not arguments:
+        return _wrong(f"`{command}` needs `--recipe NAME` (`lightning-stable list` has the names) or `--config FILE`")
     arguments = _recipes_to_configs(arguments)
 
-    from lightning_stable._lightning.cli import run
+    from lightning_stable._lightning.cli import WrongConfiguration, run
     from lightning_stable._lightning.trainer import callbacks_of
     from lightning_stable.guard import SpikeGuard, TrainingHalted
 
@@ -131,9 +137,12 @@ def _lightning(command: str, arguments: list[str]) -> int:
     except TrainingHalted as halt:
         print(f"\n{halt.report}", file=sys.stderr)
         return 1
+    except WrongConfiguration as error:
+        return _wrong(str(error))
     guarded = any(isinstance(callback, SpikeGuard) for callback in callbacks_of(trainer))  # it says this itself
-    if command == "fit" and trainer.is_global_zero and trainer.logger is not None and not guarded:
-        print(f"\nLook at it:  tensorboard --logdir {trainer.logger.save_dir}")
+    if command == "fit" and trainer.is_global_zero and trainer.logger is not None:
+        if not guarded:
+            print(f"\nLook at it:  tensorboard --logdir {trainer.logger.save_dir}")
         print(f"Report:      lightning-stable report {trainer.log_dir}")
     return 0
 

@@ -13,10 +13,25 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau, instantiate_class
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_stable._lightning.parser import ShortErrorParser
+from lightning_stable._lightning.quiet import quiet
+
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc"}
+
+
+class WrongConfiguration(ValueError):
+    """What a class refused once the run had begun, for example an optimizer that cannot be guarded.
+
+    Example:
+        >>> str(WrongConfiguration("`SpikeGuard` cannot veto LBFGS."))
+        '`SpikeGuard` cannot veto LBFGS.'
+    """
 
 
 class StableCLI(LightningCLI):
@@ -27,6 +42,8 @@ class StableCLI(LightningCLI):
       drops such a schedule without a word.
     - `ReduceLROnPlateau` keeps its `monitor` and its pace, once per validation epoch.
     - Arguments that a class refuses are reported as the parser reports its own errors: one line, exit status 2.
+    - One line on the size of the model takes the place of Lightning's table, whose FLOPs and modes are empty before the
+      first batch; `--trainer.enable_model_summary true` has the table.
 
     Args:
         args: Arguments as on the command line; None takes those of the process.
@@ -38,7 +55,12 @@ class StableCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
-        super().__init__(args=args, **{"save_config_kwargs": {"overwrite": True}, **kwargs})
+        defaults = {
+            "save_config_kwargs": {"overwrite": True},
+            "trainer_defaults": {"enable_model_summary": False},
+            "parser_class": ShortErrorParser,
+        }
+        super().__init__(args=args, **{**defaults, **kwargs})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -70,6 +92,11 @@ class StableCLI(LightningCLI):
             update_wrapper(configure, self.configure_optimizers)  # Lightning looks at the wrapped function
             self.model.configure_optimizers = MethodType(configure, self.model)  # type: ignore[method-assign]
 
+    def before_fit(self) -> None:
+        """Say how large the model is."""
+        if not self._get(self.config, "trainer.enable_model_summary"):
+            rank_zero_info(_size(self.model))
+
     @staticmethod
     def configure_optimizers(
         lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: Any | None = None
@@ -93,6 +120,9 @@ def run(arguments: Sequence[str]) -> Trainer:
     Args:
         arguments: The command and its options, as on the command line.
 
+    Raises:
+        WrongConfiguration: If a class refused what it was given after the run had begun.
+
     Example:
         >>> trainer = run(["fit", "--config", "my.yaml"])  # doctest: +SKIP
     """
@@ -100,7 +130,23 @@ def run(arguments: Sequence[str]) -> Trainer:
         "fit": {"description": "Train. `--recipe NAME` starts a bundled recipe; options after it override it."},
         "validate": {"description": "Validate. `--recipe NAME` takes model and data of a bundled recipe."},
     }
-    return StableCLI(list(arguments), parser_kwargs={"prog": "lightning-stable", **describe}).trainer
+    try:
+        with quiet():
+            return StableCLI(list(arguments), parser_kwargs={"prog": "lightning-stable", **describe}).trainer
+    except MisconfigurationException as error:
+        raise WrongConfiguration(str(error)) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        if str(error).startswith("`"):  # the call as the user wrote it: ours say it so
+            raise WrongConfiguration(str(error)) from error
+        raise
+
+
+def _size(model: LightningModule) -> str:
+    """`CharLM: 366 K parameters`, and how many of them are trained if not all."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters() if not is_lazy(parameter)]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    text = f"{type(model).__name__}: {get_human_readable_count(whole).strip()} parameters"
+    return text if trained == whole else f"{text}, {get_human_readable_count(trained).strip()} of them trained"
 
 
 def _configure_with_schedule(model: LightningModule, own: Any, schedule: dict[str, Any]) -> Any:

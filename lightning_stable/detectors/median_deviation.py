@@ -26,9 +26,10 @@ class MedianDeviation(Detector):
     the robust form of the mean and standard deviation rules of OLMo and PaLM-style training.
 
     Args:
-        window: How many accepted values are kept, at least 2.
-        threshold: Robust standard deviations above the median, larger than 0. 8 raised 12 alarms, all on real one-step
-            outliers, in 4.29 million steps of public pre-training runs.
+        window: How many accepted values are kept, at least 2. A long one is slow to forget the steep descent at the
+            beginning of a run, and blind as long as it remembers it: 32 suits runs of some hundred steps.
+        threshold: Robust standard deviations above the median, larger than 0. On seven public pre-training curves
+            8 finds the detonation, and raises 17 alarms in 0.65 million other steps (window 128: 20, window 32: 10).
         warmup: Accepted values needed before anything finite can be an anomaly, from 2 to `window`.
         min_rise: Absolute floor of the rise, in the signal's own unit, at least 0.
         min_ratio: Relative floor: an anomaly is also larger than `min_ratio` times the median, at least 1.
@@ -44,7 +45,7 @@ class MedianDeviation(Detector):
 
     def __init__(
         self,
-        window: int = 128,
+        window: int = 64,
         threshold: float = 8.0,
         warmup: int = 32,
         min_rise: float = 0.0,

@@ -29,7 +29,7 @@ class Incident:
         >>> incident = Incident(step=7, global_step=7, epoch=0, batches=[7], signal="loss", value=float("nan"),
         ...                     threshold=2.5, response="SkipStep", steps_skipped=1)
         >>> incident.to_json()["value"], str(incident)
-        ('nan', 'step 7: loss nan above 2.5, SkipStep (batch 7 of epoch 0)')
+        ('nan', 'step 7: loss is nan, SkipStep (batch 7 of epoch 0)')
     """
 
     step: int
@@ -57,9 +57,10 @@ class Incident:
 
     def __str__(self) -> str:
         batches = f"batch {self.batches[0]}" if len(self.batches) == 1 else f"batches {self.batches}"
-        limit = "" if math.isinf(self.threshold) else f" above {self.threshold:.4g}"
+        known_limit = math.isfinite(self.value) and math.isfinite(self.threshold)
+        reading = f"{self.value:.4g} above {self.threshold:.4g}" if known_limit else f"is {self.value:.4g}"
         where = f"{batches} of epoch {self.epoch}"
-        return f"step {self.step}: {self.signal} {self.value:.4g}{limit}, {self.response} ({where})"
+        return f"step {self.step}: {self.signal} {reading}, {self.response} ({where})"
 
 
 def _json(value: Any) -> Any:

@@ -45,8 +45,8 @@ class SpikeGuard(Callback):
 
     Args:
         watch: From signal to detector: `loss`, `grad_norm`, or any key that is logged in training. By default both,
-            with `MedianDeviation` over 128 steps at 8 robust standard deviations, and floors of 0.15 for the loss and
-            3 times the median for the gradient norm.
+            with `MedianDeviation` over 64 steps at 8 robust standard deviations, and floors of 0.15 for the loss and
+            4 times the median for the gradient norm.
         ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback`, 2 times `ScaleLR`, `Halt`.
         snapshot_every: Optimizer steps from one snapshot to the next, at least 1; each epoch begins with one. No
             snapshot is taken if the ladder holds no `Rollback`.
@@ -60,7 +60,7 @@ class SpikeGuard(Callback):
     Example:
         >>> from lightning_stable.detectors import MedianDeviation
         >>> guard = SpikeGuard(
-        ...     watch={"loss": MedianDeviation(min_rise=0.15), "grad_norm": MedianDeviation(min_ratio=3.0)},
+        ...     watch={"loss": MedianDeviation(min_rise=0.15), "grad_norm": MedianDeviation(min_ratio=4.0)},
         ...     ladder=[SkipStep(times=3), Rollback(times=2), ScaleLR(factor=0.5, times=2), Halt()],
         ...     snapshot_every=50,
         ... )
@@ -143,13 +143,19 @@ class SpikeGuard(Callback):
         self._signals.warn_of_keys_never_logged()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary."""
+        """Let go of the optimizers."""
         self._signals.warn_of_keys_never_logged()
-        self._leave(trainer)
+        self._leave()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary, below the progress bar, which has ended by now."""
+        self._journal.print_summary(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print the summary also when the run ends badly."""
-        self._leave(trainer)
+        if self._recovery is not None:
+            self._leave()
+            self._journal.print_summary(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and optimizers as they were found."""
@@ -282,7 +288,8 @@ class SpikeGuard(Callback):
         lr = float(optimizer.param_groups[0]["lr"]) * recovery.gates[0].scale
         count = len(self._journal.incidents)
         shown = {key: value for key, value in self._readings.items() if key in (LOSS, GRAD_NORM)}
-        show(trainer, {**shown, "lr": lr, "incidents": float(count)})
+        texts = {key: f"{value:.3f}" for key, value in shown.items()}
+        show(trainer, {**texts, "lr": f"{lr:.2e}", "incidents": str(count)})
         every = log_every_n_steps(trainer)
         if self._anomaly is None and (every == 0 or (logging_step(trainer) + 1) % every):
             return
@@ -304,14 +311,13 @@ class SpikeGuard(Callback):
         self._anomaly = None
         self._stepped = False
 
-    def _leave(self, trainer: Trainer) -> None:
+    def _leave(self) -> None:
         if self._recovery is None:
             return
         self._lr_scale = self._recovery.lr_scale
         self._recovery.detach()
         self._recovery = None
         self._forget_window()
-        self._journal.print_summary(trainer)
 
 
 def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:
@@ -321,7 +327,7 @@ def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:
 
 
 def _default_watch() -> Mapping[str, Detector]:
-    return {LOSS: MedianDeviation(min_rise=0.15), GRAD_NORM: MedianDeviation(min_ratio=3.0)}
+    return {LOSS: MedianDeviation(min_rise=0.15), GRAD_NORM: MedianDeviation(min_ratio=4.0)}
 
 
 def _default_ladder() -> list[Response]:
@@ -354,8 +360,9 @@ def _refuse_what_cannot_work(trainer: Trainer, guard: SpikeGuard) -> None:
 
 def _report(incidents: list[Incident]) -> str:
     lines = "\n".join(f"  {incident}" for incident in incidents[-10:])
+    count = "1 incident" if len(incidents) == 1 else f"{len(incidents)} incidents"
     return (
-        f"SpikeGuard halted the run after {len(incidents)} incidents; the weights are those of the last good step.\n"
+        f"SpikeGuard halted the run after {count}; the weights are those of the last good step.\n"
         f"The latest:\n{lines}\n"
         "What to try: look at these batches; a lower learning rate or a longer warmup; gradient clipping; more budget"
         " in `SpikeGuard(ladder=...)`, or `forgive_after` smaller if the spikes are far apart and harmless."

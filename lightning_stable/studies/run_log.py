@@ -32,6 +32,7 @@ class RunLog:
         folder: Where it was logged to.
         scalars: From tag to its points.
         incidents: The guard's interventions, as in `incidents.jsonl`, their numbers as floats.
+        notes: What could not be read, in words.
 
     Example:
         >>> log = RunLog(Path("runs/x"), {"train_loss": [(0, 4.0), (1, 3.0)], "train_loss_epoch": [(1, 3.5)]})
@@ -42,6 +43,7 @@ class RunLog:
     folder: Path
     scalars: dict[str, Points] = field(default_factory=dict)
     incidents: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def first(self, *patterns: str) -> tuple[str, Points] | None:
         """The first tag that is there: exactly, as `text*` from its beginning, or as `*text` anywhere.
@@ -56,10 +58,53 @@ class RunLog:
         return None
 
     @property
+    def name(self) -> str:
+        """What the run is called: its folder and the one above, `charlm_stable/version_0`."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
+    @property
+    def loss(self) -> Points:
+        """The training loss, step by step as far as it was logged."""
+        return self._points("stability/loss", "train_loss", "train/loss", "train*loss", "loss", "*loss")
+
+    @property
+    def gradient_norm(self) -> Points:
+        """The gradient norm before clipping."""
+        return self._points("stability/grad_norm", "grad_norm", "*grad_norm")
+
+    @property
+    def learning_rate(self) -> Points:
+        """The learning rate of the first parameter group."""
+        return self._points("stability/lr", "lr", "lr-*", "learning_rate", "*lr")
+
+    @property
+    def validation_loss(self) -> tuple[str, Points] | None:
+        """Tag and points of the validation loss."""
+        return next(((tag, self.scalars[tag]) for tag in self.scalars if "val" in tag and "loss" in tag), None)
+
+    @property
+    def steps_tried(self) -> int:
+        """Steps on the x axis, which counts from 0 and never goes back."""
+        return self.last_step + 1 if self.scalars or self.incidents else 0
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that count: those tried, less what the guard skipped or rolled back."""
+        counted = self.scalars.get("stability/global_step")
+        if not counted:
+            return self.steps_tried
+        step, count = counted[-1]  # logged at every incident, so that all steps after it count
+        return int(count) + self.last_step - step
+
+    @property
     def last_step(self) -> int:
         """The largest step of any scalar or incident."""
         ends = [points[-1][0] for points in self.scalars.values() if points]
         return max([*ends, *(incident["step"] for incident in self.incidents)], default=0)
+
+    def _points(self, *patterns: str) -> Points:
+        found = self.first(*patterns)
+        return found[1] if found else []
 
 
 def read_run(folder: Path) -> RunLog:
@@ -69,7 +114,7 @@ def read_run(folder: Path) -> RunLog:
         folder: A logger's folder, with TensorBoard event files or `metrics.csv`, for example `runs/NAME/version_0`.
 
     Raises:
-        NoRun: If there is no such folder, nothing to read in it, or `incidents.jsonl` is damaged.
+        NoRun: If there is no such folder, nothing to read in it, or `incidents.jsonl` is damaged before its last line.
 
     Example:
         >>> read_run(Path("no/such/run"))
@@ -80,10 +125,10 @@ def read_run(folder: Path) -> RunLog:
     if not folder.is_dir():
         raise NoRun(f"{folder}: no such directory.")
     scalars = _read_events(folder) if any(folder.glob("*tfevents*")) else _read_csv(folder / "metrics.csv")
-    incidents = _read_incidents(folder / INCIDENTS)
+    incidents, notes = _read_incidents(folder / INCIDENTS)
     if not scalars and not incidents:
         raise NoRun(f"{folder}: no TensorBoard event files, no metrics.csv and no {INCIDENTS}.{_runs_below(folder)}")
-    return RunLog(folder, scalars, incidents)
+    return RunLog(folder, scalars, incidents, notes)
 
 
 def newest_run(folder: Path) -> Path:
@@ -105,6 +150,44 @@ def newest_run(folder: Path) -> Path:
     if not logs:
         raise NoRun(f"{folder}: no run in it.")
     return max(logs, key=lambda path: path.stat().st_mtime).parent
+
+
+def not_finite_stretches(points: Points) -> list[tuple[int, int]]:
+    """From where to where a series is NaN or infinite, each at least one step long.
+
+    Args:
+        points: Steps and values.
+
+    Example:
+        >>> not_finite_stretches([(0, 1.0), (5, float("nan")), (6, float("inf")), (8, 2.0), (9, float("nan"))])
+        [(5, 8), (9, 10)]
+    """
+    stretches: list[tuple[int, int]] = []
+    begin: int | None = None
+    for step, value in points:
+        if not math.isfinite(value):
+            begin = step if begin is None else begin
+        elif begin is not None:
+            stretches.append((begin, step))
+            begin = None
+    if begin is not None:
+        stretches.append((begin, max(begin + 1, points[-1][0])))
+    return stretches
+
+
+def lost_from(points: Points) -> int | None:
+    """The step from which a series is NaN or infinite to its end; None if it ends well.
+
+    Args:
+        points: Steps and values.
+
+    Example:
+        >>> lost_from([(0, float("nan")), (1, 2.0), (2, float("nan")), (3, float("inf"))])
+        2
+    """
+    if not points or math.isfinite(points[-1][1]):
+        return None
+    return not_finite_stretches(points)[-1][0]
 
 
 def _read_events(folder: Path) -> dict[str, Points]:
@@ -143,18 +226,25 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _read_incidents(path: Path) -> list[dict[str, Any]]:
+def _read_incidents(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if not path.is_file():
-        return []
-    incidents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        return [], []
+    incidents: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            incident = json.loads(line)
-            incidents.append({**incident, **{key: _float(incident.get(key)) for key in ("value", "threshold")}})
-            _ = int(incident["step"]), str(incident["response"])
+            incidents.append(_incident(line))
         except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                return incidents, [f"{path}, line {number}: torn, left out."]
             raise NoRun(f"{path}, line {number}: not an incident ({error}).") from error
-    return incidents
+    return incidents, []
+
+
+def _incident(line: str) -> dict[str, Any]:
+    incident = dict(json.loads(line))
+    numbers = {key: _float(incident.get(key)) for key in ("value", "threshold")}
+    return {**incident, **numbers, "step": int(incident["step"]), "response": str(incident["response"])}
 
 
 def _float(value: Any) -> float:

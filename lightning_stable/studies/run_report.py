@@ -4,14 +4,17 @@
 import argparse
 import math
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_stable.studies.run_log import NoRun, RunLog, newest_run, read_run
-from lightning_stable.studies.table import print_table
+from lightning_stable.studies.run_log import INCIDENTS, NoRun, RunLog, lost_from, newest_run, read_run
+from lightning_stable.studies.table import plain_table
 
+_MOST_INCIDENTS = 30
 _MOST_METRICS = 24
+_NOT_METRICS = {"epoch", "stability/global_step", "stability/incidents"}  # said in the last sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NoRun as error:
         print(f"lightning-stable report: {error}", file=sys.stderr)
         return 2
+    for note in (*log.notes, *(other.notes if other else ())):
+        print(f"lightning-stable report: {note}", file=sys.stderr)
     _print_incidents(log)
     _print_metrics(log, other)
     status = _draw(log, other, options.out or folder / "report.png")
-    print(summary(log))
+    print(textwrap.fill(summary(log), 80, break_long_words=False, break_on_hyphens=False))
     return status
 
 
@@ -47,23 +52,29 @@ def summary(log: RunLog) -> str:
 
     Example:
         >>> print(summary(RunLog(Path("runs/x"), {"val_loss": [(9, 2.5)]})))
-        No incidents in 9 steps; last val_loss 2.5.
+        No incidents in 10 steps; last val_loss 2.5.
     """
-    if log.incidents:
-        counts = Counter(incident["response"] for incident in log.incidents)
-        answers = ", ".join(f"{number} x {response}" for response, number in counts.most_common())
-        lost = sum(incident.get("seconds_lost", 0.0) for incident in log.incidents)
-        verb = "Halted by" if "Halt" in counts else "Survived"
-        text = (
-            f"{verb} {_count(len(log.incidents), 'incident')} in {log.last_step} steps ({answers}); {lost:.1f} s lost"
-        )
-    else:
-        text = f"No incidents in {log.last_step} steps"
-    final = next(((tag, log.scalars[tag]) for tag in log.scalars if "val" in tag and "loss" in tag), None)
-    final = final or log.first("train*loss", "stability/loss", "*loss")
-    if final is None:
-        return text + "."
-    return f"{text}; last {final[0]} {final[1][-1][1]:.4g}."
+    final = log.validation_loss or log.first("train*loss", "stability/loss", "*loss")
+    lost = lost_from(log.loss)
+    parts = [
+        _incidents(log),
+        f"the loss is not finite from step {lost}" if lost is not None else "",
+        f"last {final[0]} {_show(final[1][-1][1])}" if final else "",
+    ]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def _incidents(log: RunLog) -> str:
+    steps = _count(log.optimizer_steps, "optimizer step" if "stability/global_step" in log.scalars else "step")
+    if log.steps_tried > log.optimizer_steps:
+        steps += f" ({log.steps_tried} tried)"
+    if not log.incidents:
+        return f"No incidents in {steps}"
+    counts = Counter(incident["response"] for incident in log.incidents)
+    answers = ", ".join(f"{number} x {response}" for response, number in counts.most_common())
+    seconds = sum(incident.get("seconds_lost", 0.0) for incident in log.incidents)
+    verb = "Halted by" if "Halt" in counts else "Survived"
+    return f"{verb} {_count(len(log.incidents), 'incident')} ({answers}) in {steps}, {seconds:.1f} s lost"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,58 +93,72 @@ def _print_incidents(log: RunLog) -> None:
     if not log.incidents:
         print(f"No incidents in {log.folder}.\n")
         return
-    titles = ["step", "epoch", "batches", "signal", "value", "threshold", "response", "rolled back", "seconds lost"]
+    titles = ["step", "epoch", "batch", "signal", "value", "limit", "response", "undone"]
     rows = [
         [
             str(incident["step"]),
             str(incident.get("epoch", "")),
-            ", ".join(map(str, incident.get("batches", []))),
-            str(incident.get("signal", "")),
+            _span(incident.get("batches", [])),
+            str(incident.get("signal", "")).removeprefix("stability/"),
             _show(incident["value"]),
             _show(incident["threshold"]) if math.isfinite(incident["threshold"]) else "finite",
             incident["response"],
-            str(incident.get("steps_rolled_back", "")),
-            f"{incident.get('seconds_lost', 0.0):.2f}",
+            str(incident.get("steps_rolled_back") or ""),
         ]
-        for incident in log.incidents
+        for incident in log.incidents[:_MOST_INCIDENTS]
     ]
-    print_table(f"Incidents in {log.folder}", titles, rows)
+    print(plain_table(f"Incidents in {log.folder}", titles, rows))
+    if len(log.incidents) > _MOST_INCIDENTS:
+        print(f"and {len(log.incidents) - _MOST_INCIDENTS} more incidents: {log.folder / INCIDENTS}\n")
 
 
 def _print_metrics(log: RunLog, other: RunLog | None) -> None:
-    titles = ["metric", "step", "last", "lowest", "not finite"] + (["last of the other"] if other else [])
-    tags = sorted(log.scalars, key=lambda tag: (tag.count("/") > 1, tag))  # one value per layer comes last
+    titles = ["metric", "last", "lowest", "not finite"] + (["other"] if other else [])
+    tags = [tag for tag in log.scalars if tag not in _NOT_METRICS and not _is_of_one_layer(tag)]
     rows = []
     for tag in tags[:_MOST_METRICS]:
-        points = log.scalars[tag]
-        values = [value for _, value in points]
+        values = [value for _, value in log.scalars[tag]]
         finite = [value for value in values if math.isfinite(value)]
         bad = len(values) - len(finite)
-        row = [tag, str(points[-1][0]), _show(values[-1]), _show(min(finite, default=math.nan)), str(bad or "")]
+        row = [tag, _show(values[-1]), _show(min(finite, default=math.nan)), str(bad or "")]
         if other:
             row.append(_show(other.scalars[tag][-1][1]) if tag in other.scalars else "")
         rows.append(row)
     if rows:
-        print_table("Metrics", titles, rows)
-    if len(tags) > _MOST_METRICS:
-        print(f"and {len(tags) - _MOST_METRICS} more metrics: tensorboard --logdir {log.folder}\n")
+        print(plain_table(f"Metrics; other is {other.folder}" if other else "Metrics", titles, rows))
+    left = len(log.scalars.keys() - _NOT_METRICS) - len(rows)
+    if left:
+        print(f"and {_count(left, 'more metric')}: tensorboard --logdir {log.folder}\n")
+
+
+def _is_of_one_layer(tag: str) -> bool:
+    """`stability/attention_entropy/blocks.3.attn`, beside which there is one over all layers."""
+    return tag.count("/") > 1 and "." in tag.rpartition("/")[2]
 
 
 def _draw(log: RunLog, other: RunLog | None, out: Path) -> int:
     try:
         from lightning_stable.studies.run_picture import draw
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
+        if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         print("No picture: it needs matplotlib. pip install 'lightning-stable[recipes]'", file=sys.stderr)
         return 0
     try:
         draw(log, out, other)
     except OSError as error:
-        print(f"lightning-stable report: cannot write {out}: {error.strerror}.", file=sys.stderr)
+        print(
+            f"lightning-stable report: cannot write {out}: {error.strerror}. Choose another place with `--out`.",
+            file=sys.stderr,
+        )
         return 2
     print(f"Picture: {out}")
     return 0
+
+
+def _span(batches: list[int]) -> str:
+    """`7`, or `4-7` for the batches of one accumulation window."""
+    return "-".join(str(batch) for batch in dict.fromkeys([*batches[:1], *batches[-1:]]))
 
 
 def _show(value: float) -> str:
