@@ -124,7 +124,10 @@ def run(arguments: Sequence[str]) -> Trainer:
         WrongConfiguration: If a class refused what it was given after the run had begun.
 
     Example:
-        >>> trainer = run(["fit", "--config", "my.yaml"])  # doctest: +SKIP
+        >>> run(["fit", "--trainer.max_steps=soon"])
+        Traceback (most recent call last):
+            ...
+        SystemExit: 2
     """
     describe = {
         "fit": {"description": "Train. `--recipe NAME` starts a bundled recipe; options after it override it."},

@@ -9,8 +9,6 @@ from lightning.pytorch import LightningDataModule
 from lightning_stable.testbeds import Corruption, DigitsDataModule
 from lightning_stable.testbeds.digits import LabelledImages
 
-pytest.importorskip("sklearn")
-
 
 def all_batches(data, n_epochs=1):
     data.setup("fit")

@@ -7,7 +7,6 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_stable.testbeds import Corruption, DigitsClassifier, DigitsDataModule
 
-pytest.importorskip("sklearn")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),  # inside Lightning, with torch 2.9 and later
