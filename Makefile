@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all lint tensorboard clean
+.PHONY: demo test test-all lint docs bench tensorboard clean
 
 $(STAMP): pyproject.toml .constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -28,6 +28,12 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+docs: $(STAMP)
+	$(BIN)/lightning-stable techniques --write README.md
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/lightning-stable bench overhead
 
 tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir runs
