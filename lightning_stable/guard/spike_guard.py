@@ -50,7 +50,8 @@ class SpikeGuard(Callback):
         ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback`, 2 times `ScaleLR`, `Halt`.
         snapshot_every: Optimizer steps from one snapshot to the next, at least 1; each epoch begins with one. No
             snapshot is taken if the ladder holds no `Rollback`.
-        forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never.
+        forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never. A
+            spike that so many good steps follow did no harm, and the next one is a new one.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -73,7 +74,7 @@ class SpikeGuard(Callback):
         watch: dict[str, Detector] | None = None,
         ladder: list[Response] | None = None,
         snapshot_every: int = 50,
-        forgive_after: int | None = 100,
+        forgive_after: int | None = 25,
     ) -> None:
         super().__init__()
         if snapshot_every < 1:
