@@ -4,6 +4,7 @@
 Only `fit`, `validate`, `techniques` and `bench` import torch and Lightning; everything else answers at once.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -42,6 +43,7 @@ _LIST_USAGE = "usage: lightning-stable list\n\nList the bundled recipes: name, w
 _SHOW_USAGE = "usage: lightning-stable show NAME\n\nPrint the YAML of the bundled recipe NAME.\n"
 _BENCH_USAGE = "usage: lightning-stable bench overhead [ARGUMENTS]\n\nMeasure what the callbacks cost per step.\n"
 _NOT_FOR_CONFIGS = ("bench", "studies")
+_CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 _EXTRAS = ("matplotlib", "rich", "sklearn")
 
 
@@ -76,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lightning-stable show NAME | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        return _cannot_write(f"{error.strerror}: {error.filename2 or error.filename or 'a log or a checkpoint'}")
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -198,6 +204,16 @@ def _asks_for_help(arguments: list[str]) -> bool:
 
 def _name(recipe: Recipe) -> str:
     return recipe.name
+
+
+def _cannot_write(why: str) -> int:
+    print(
+        f"\nlightning-stable: the run ended because it could not write: {why}\n"
+        "Make room there, or write elsewhere: start it in another folder, or"
+        " set `--trainer.logger.init_args.save_dir`.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _wrong(message: str) -> int:

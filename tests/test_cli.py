@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as a user meets it; `main` is called in process but where a terminal or a traceback is the point."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -288,6 +290,29 @@ def test_a_halted_run_is_exit_status_1_with_the_report_and_no_traceback(tmp_path
     assert "Traceback" not in captured.err
     incidents = (tmp_path / "run" / "version_0" / "incidents.jsonl").read_text().splitlines()
     assert [json.loads(line)["response"] for line in incidents] == ["Halt"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC], ids=errno.errorcode.get)
+def test_a_folder_that_takes_no_logs_is_exit_status_1_with_the_folder_and_the_remedy(
+    number, tmp_path, capsys, monkeypatch
+):
+    def refuse(path, *args, **kwargs):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    assert small_fit(tmp_path) == 1
+    err = capsys.readouterr().err
+    assert f"could not write: {os.strerror(number)}: {tmp_path}" in err
+    assert "`--trainer.logger.init_args.save_dir`" in err
+
+
+def test_an_error_of_the_system_that_is_not_about_writing_stays_what_it_is(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        small_fit(tmp_path)
 
 
 def test_a_fit_on_a_terminal_says_nothing_that_is_of_no_use(tmp_path):

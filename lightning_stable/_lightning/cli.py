@@ -5,6 +5,7 @@ Private attributes: `LightningCLI._get` (a value of the subcommand's config).
 """
 
 import math
+import os
 from collections.abc import Sequence
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -12,8 +13,15 @@ from types import MethodType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau, instantiate_class
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    ReduceLROnPlateau,
+    SaveConfigCallback,
+    instantiate_class,
+)
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch.nn.parameter import is_lazy
@@ -32,6 +40,24 @@ class WrongConfiguration(ValueError):
         >>> str(WrongConfiguration("`SpikeGuard` cannot veto LBFGS."))
         '`SpikeGuard` cannot veto LBFGS.'
     """
+
+
+class SaveConfigIfPossible(SaveConfigCallback):
+    """Saves `config.yaml` next to the logs; a folder that cannot be written to is no reason not to train.
+
+    Example:
+        >>> SaveConfigIfPossible.__mro__[1] is SaveConfigCallback
+        True
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it, or say that it cannot be saved."""
+        folder = Path(trainer.log_dir or ".").absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if os.access(existing, os.W_OK):
+            super().setup(trainer, pl_module, stage)
+        else:
+            rank_zero_warn(f"config.yaml is not saved: {existing} cannot be written to.")
 
 
 class StableCLI(LightningCLI):
@@ -56,6 +82,7 @@ class StableCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         defaults = {
+            "save_config_callback": SaveConfigIfPossible,
             "save_config_kwargs": {"overwrite": True},
             "trainer_defaults": {"enable_model_summary": False},
             "parser_class": ShortErrorParser,

@@ -3,6 +3,7 @@
 
 import inspect
 import logging
+import os
 
 import pytest
 import torch
@@ -201,3 +202,14 @@ def test_who_asks_for_lightnings_summary_gets_it_instead(caplog, capsys):
     fit({"enable_model_summary": True})
     assert "Total params" in capsys.readouterr().out + caplog.text
     assert "CharLM: " not in caplog.text
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_folder_that_cannot_be_written_to_costs_the_config_and_not_the_run(tmp_path, monkeypatch, writable):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and (writable or path != tmp_path))
+    warned = []
+    monkeypatch.setattr("lightning_stable._lightning.cli.rank_zero_warn", warned.append)
+    assert fit({"default_root_dir": str(tmp_path / "new")}).trainer.global_step == 6
+    assert (tmp_path / "new" / "config.yaml").exists() is writable
+    assert warned == ([] if writable else [f"config.yaml is not saved: {tmp_path} cannot be written to."])
