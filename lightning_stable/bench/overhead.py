@@ -1,23 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guard costs: medians of a step, interleaved in one process, as ratios to the bare Trainer."""
+"""What the callbacks cost a step: interleaved in one process, as ratios to the bare Trainer."""
 
 import argparse
-import logging
+import json
+import platform
 import statistics
-import time
-import warnings
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import SpikeDetection
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_stable.bench.interleaved import CYCLE, Make, ratios, seconds_per_step
+from lightning_stable.callbacks import MomentumReset
 from lightning_stable.guard import Halt, SkipStep, SpikeGuard
+from lightning_stable.monitors import AttentionEntropyMonitor, GradientNormMonitor
+from lightning_stable.testbeds import CharLM, PythonTextDataModule
+
+BARE = "bare Trainer"
+GUARD, SNAPSHOTS = "SpikeGuard, no snapshots", f"SpikeGuard, snapshot every {CYCLE}"
+ENTROPY = f"AttentionEntropyMonitor every {CYCLE}"
+_TINY_ROUNDS = 5  # times as many: a tiny step is short, and its noise large
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        name: What was measured.
+        microseconds: Median of a step; of a difference, of what it adds to a step.
+        ratio: Median over the rounds, to the bare Trainer in the same round.
+        low: Lower quartile of the same.
+        high: Upper quartile of the same.
+        bound: What `ratio` should not exceed; `None` if nothing is promised.
+
+    Example:
+        >>> print(Row("a", microseconds=104.0, ratio=1.04, low=1.03, high=1.05, bound=1.05))
+        a                                       104 us  x 1.040 [1.030, 1.050]  <= 1.050  ok
+    """
+
+    name: str
+    microseconds: float
+    ratio: float
+    low: float
+    high: float
+    bound: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more was measured than was promised."""
+        return self.bound is not None and self.ratio > self.bound
+
+    def __str__(self) -> str:
+        line = f"{self.name:<34}{self.microseconds:9.0f} us  x {self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return line if self.bound is None else f"{line}  <= {self.bound:.3f}  {'over' if self.is_over else 'ok'}"
 
 
 class _TinyMLP(LightningModule):
+    """A model so small that a step is nothing but overhead."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
@@ -30,54 +78,147 @@ class _TinyMLP(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-class _Clock(Callback):
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.times.append(time.perf_counter())
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Print one line a variant.
+    """Measure, print a table, and return 0 whatever it says: a benchmark is no test.
+
+    Args:
+        argv: `--rounds`, `--threads`, `--json`; None takes the arguments of the process.
 
     Example:
-        >>> main.__name__
-        'main'
+        >>> main(["--rounds", "0"])
+        Traceback (most recent call last):
+            ...
+        SystemExit: 2
     """
-    parser = argparse.ArgumentParser(prog="lightning-stable bench overhead")
-    parser.add_argument("--steps", type=int, default=500, help="steps a measurement")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions")
+    parser = argparse.ArgumentParser(prog="lightning-stable bench overhead", description=__doc__)
+    parser.add_argument("--rounds", type=_at_least_one, default=12, help=f"of {CYCLE} steps each (default: 12)")
+    parser.add_argument("--threads", type=_at_least_one, default=1, help="of torch (default: 1, which is steadiest)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args(argv)
-    variants: dict[str, Any] = {
-        "bare": lambda: [],
-        "SpikeDetection": lambda: [SpikeDetection(rtol=1e9)],
-        "SpikeGuard, no snapshots": lambda: [SpikeGuard(ladder=[SkipStep(), Halt()])],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(arguments.rounds):
-        for name, make in variants.items():
-            seconds[name].append(_seconds_a_step(make(), arguments.steps))
-    bare = statistics.median(seconds["bare"])
-    print("tiny MLP, median of a step, ratio to the bare Trainer")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"  {name:<26}{1e6 * median:9.0f} us  x {median / bare:.3f}")
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    try:
+        report = measure(arguments.rounds)
+    finally:
+        torch.set_num_threads(threads_before)
+    if arguments.json:
+        _write(arguments.json, {"machine": _machine(arguments.threads), **_as_json(report)})
     return 0
 
 
-def _seconds_a_step(callbacks: list[Callback], steps: int) -> float:
-    clock = _Clock()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data: Any = [(torch.randn(8, 16), torch.randn(8, 1)) for _ in range(steps)]
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
+def measure(rounds: int) -> dict[str, list[Row]]:
+    """Print and return the tables: a step of the demo's model, and one of a tiny MLP.
+
+    Args:
+        rounds: Of 50 steps each; the tiny MLP gets five times as many.
+
+    Example:
+        >>> list(measure.__annotations__)
+        ['rounds', 'return']
+    """
+    print(_machine(torch.get_num_threads()))
+    report = {}
+    for title, runs, to_rows, factor in (
+        ("a step of charlm_stable's model", _charlm_runs(), charlm_rows, 1),
+        ("a step of a tiny MLP", _tiny_runs(), tiny_rows, _TINY_ROUNDS),
+    ):
+        print(f"\n{title}: median, and its ratio to the bare Trainer [quartiles] in {rounds * factor} rounds")
+        report[title] = to_rows(seconds_per_step(runs, rounds * factor))
+        print("\n".join(f"  {row}" for row in report[title]), flush=True)
+    return report
+
+
+def charlm_rows(seconds: dict[str, list[float]]) -> list[Row]:
+    """The table of the demo's model, from the mean seconds a step in every round.
+
+    Args:
+        seconds: From the run's name to its rounds.
+
+    Example:
+        >>> names = (BARE, GUARD, SNAPSHOTS, ENTROPY)
+        >>> rows = charlm_rows(dict(zip(names, ([1.0, 1.0], [1.1, 1.1], [1.2, 1.2], [1.0, 1.0]))))
+        >>> [(round(row.ratio, 3), row.is_over) for row in rows]
+        [(1.0, False), (1.1, True), (1.2, False), (0.1, True), (1.0, False)]
+    """
+    bounds = {GUARD: 1.04, ENTROPY: 1.02}
+    rows = []
+    for name, values in seconds.items():
+        rows.append(_row(name, values, seconds[BARE], bounds.get(name)))
+        if name == SNAPSHOTS:
+            extra = [ours - theirs for ours, theirs in zip(values, seconds[GUARD], strict=True)]
+            rows.append(_row("  what the snapshots add", extra, seconds[BARE], 0.03))
+    return rows
+
+
+def tiny_rows(seconds: dict[str, list[float]]) -> list[Row]:
+    """The table of the tiny MLP; the guard is to be cheaper than Lightning's own `SpikeDetection`.
+
+    Args:
+        seconds: From the run's name to its rounds.
+
+    Example:
+        >>> rows = tiny_rows({BARE: [1.0, 1.0], "SpikeDetection": [1.5, 1.5], GUARD: [1.25, 1.25]})
+        >>> [(row.ratio, row.bound) for row in rows]
+        [(1.0, None), (1.5, None), (1.25, 1.5)]
+    """
+    rows = [_row(name, values, seconds[BARE], None) for name, values in seconds.items() if name != GUARD]
+    rival = next(row.ratio for row in rows if row.name == "SpikeDetection")
+    return [*rows, _row(GUARD, seconds[GUARD], seconds[BARE], rival)]
+
+
+def _row(name: str, seconds: list[float], baseline: list[float], bound: float | None) -> Row:
+    low, median, high = ratios(seconds, baseline)
+    return Row(name, 1e6 * statistics.median(seconds), median, low, high, bound)
+
+
+def _charlm_runs() -> dict[str, Make]:
+    callbacks = {
+        BARE: list,
+        GUARD: lambda: [SpikeGuard(ladder=[SkipStep(), Halt()])],
+        SNAPSHOTS: lambda: [SpikeGuard(snapshot_every=CYCLE)],
+        ENTROPY: lambda: [AttentionEntropyMonitor(every_n_steps=CYCLE)],
+        "GradientNormMonitor": lambda: [GradientNormMonitor()],
+        "MomentumReset every 500": lambda: [MomentumReset()],
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(accelerator="cpu", devices=1, max_epochs=1, callbacks=[*callbacks, clock], **quiet)
-        trainer.fit(_TinyMLP(), DataLoader(data, batch_size=None))
-    return statistics.median(b - a for a, b in zip(clock.times, clock.times[1:], strict=False))
+    return {name: partial(_charlm, make) for name, make in callbacks.items()}
+
+
+def _charlm(callbacks: Any) -> tuple[LightningModule, Any, list[Callback]]:
+    data = PythonTextDataModule(context=64)
+    model = CharLM(n_layer=3, d_model=96, context=64, lr=3e-4)  # of the recipe; the low rate keeps it from spiking
+    return model, data.train_dataloader(), callbacks()
+
+
+def _tiny_runs() -> dict[str, Make]:
+    callbacks = {
+        BARE: list,
+        "SpikeDetection": lambda: [SpikeDetection(rtol=1e9)],  # so that it never ends the run
+        GUARD: lambda: [SpikeGuard(ladder=[SkipStep(), Halt()])],
+    }
+    return {name: partial(_tiny, make) for name, make in callbacks.items()}
+
+
+def _tiny(callbacks: Any) -> tuple[LightningModule, Any, list[Callback]]:
+    batches: Any = [(torch.zeros(8, 16), torch.ones(8, 1))] * 100_000
+    return _TinyMLP(), DataLoader(batches, batch_size=None), callbacks()
+
+
+def _machine(threads: int) -> str:
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
+    return f"{versions}, {threads} CPU thread{'s' * (threads > 1)}"
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text}")
+    return int(text)
+
+
+def _as_json(report: dict[str, list[Row]]) -> dict[str, Any]:
+    return {title: [asdict(row) | {"is_over": row.is_over} for row in rows] for title, rows in report.items()}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

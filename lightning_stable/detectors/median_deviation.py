@@ -100,7 +100,7 @@ class MedianDeviation(Detector):
         if len(self._sorted) < self.warmup:
             return float("inf"), float("inf"), 0.0
         median = _median(self._sorted)
-        deviation = _NORMAL_CONSISTENCY * _median(sorted(abs(value - median) for value in self._sorted))
+        deviation = _NORMAL_CONSISTENCY * _median(sorted([abs(value - median) for value in self._sorted]))
         rise = max(self.threshold * deviation, self.min_rise, (self.min_ratio - 1.0) * abs(median))
         return median + rise, median, deviation
 
