@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning.parser import ShortErrorParser
 from lightning_stable._lightning.quiet import quiet
+from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc"}
 
@@ -190,7 +191,7 @@ def _configure_with_schedule(model: LightningModule, own: Any, schedule: dict[st
 
 
 def _total_steps(trainer: Trainer, schedule: str) -> int:
-    steps = trainer.estimated_stepping_batches
+    steps = optimizer_steps_of_the_run(trainer)
     if not math.isfinite(steps):
         raise MisconfigurationException(
             f"`{schedule}(total_steps=None)` takes the length of the run, which has no end here. "

@@ -122,6 +122,12 @@ def forget_before_first_iteration(trainer: Trainer) -> None:
     vars(trainer.fit_loop).pop("_load_combined_loader_states", None)
 
 
+def make_loaders_again(trainer: Trainer) -> None:
+    """Throw away the training loaders and their iterator, and make both anew from the counters as they are now."""
+    trainer.fit_loop._combined_loader = None
+    trainer.fit_loop.setup_data()
+
+
 def set_sampler_epochs(trainer: Trainer) -> None:
     """Tell the samplers which epoch is resumed: Lightning does so only after worker processes began to fetch."""
     combined_loader = trainer.fit_loop._combined_loader

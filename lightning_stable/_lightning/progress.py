@@ -54,6 +54,11 @@ def batches_into_epoch(trainer: Trainer) -> int:
     return vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"]
 
 
+def has_begun(trainer: Trainer) -> bool:
+    """Whether any batch was trained on, also before a resume once its counters are back."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
+
+
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the batch that was just processed is the last one of its epoch."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

@@ -16,6 +16,18 @@ def log_every_n_steps(trainer: Trainer) -> int:
     return trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def optimizer_steps_of_the_run(trainer: Trainer) -> int | float:
+    """`trainer.estimated_stepping_batches`, which can be asked for while a run resumes, too.
+
+    Lightning makes the training loaders to answer. In a resumed run that is before the counters are back, and it would
+    keep these loaders without ever giving them the state the checkpoint holds: so they are made once more.
+    """
+    steps = trainer.estimated_stepping_batches
+    if trainer._checkpoint_connector._loaded_checkpoint:
+        trainer.fit_loop._combined_loader = None
+    return steps
+
+
 def gradient_scaler(trainer: Trainer) -> Any:
     """The enabled gradient scaler of mixed precision in 16 bits, or `None`."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -34,6 +34,7 @@ class ExactResume:
         self._epoch: RandomState | None = None
         self._loaded: dict[str, Any] | None = None
         self._epoch_over = True
+        self._too_early = False
 
     def setup(self, trainer: Trainer) -> None:
         """Be there when the first iterator is made."""
@@ -61,6 +62,8 @@ class ExactResume:
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Pass over what was used before the checkpoint, and go on from its random state."""
+        if self._too_early:
+            data_fetcher.make_loaders_again(trainer)
         if self._loaded is None or self._loaded["position"] == 0:
             return
         position = self._loaded["position"]
@@ -92,6 +95,9 @@ class ExactResume:
         }
 
     def _before_first_iterator(self, trainer: Trainer) -> None:
+        # a `configure_optimizers` that asks for `estimated_stepping_batches` has the loaders made before the counters
+        # of the checkpoint are back, and Lightning then never gives the loaders their state
+        self._too_early = self._loaded is not None and not progress.has_begun(trainer)
         if self._loaded is not None:
             at = "epoch" if self._loaded["position"] else "now"
             if self._loaded[at] is not None:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
+
 
 class ScheduledOptimizerMixin:
     """Gives a LightningModule `configure_optimizers`, with a schedule that knows how long the run is.
@@ -90,7 +92,7 @@ class ScheduledOptimizerMixin:
         arguments = self._schedule_args
         if "total_steps" not in inspect.signature(kind).parameters or arguments.get("total_steps") is not None:
             return kind(optimizer, **arguments)
-        total_steps = self.trainer.estimated_stepping_batches  # pyright: ignore[reportAttributeAccessIssue]
+        total_steps = optimizer_steps_of_the_run(self.trainer)  # pyright: ignore[reportAttributeAccessIssue]
         if total_steps == float("inf"):
             raise ValueError(
                 "`ScheduledOptimizerMixin(schedule=...)` must know how long the run is, and it is endless. Set "

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_stable.guard import Rollback, ScaleLR, SkipStep
-from tests.faulty_runs import assert_same, make_batches, run
+from lightning_stable.testbeds import CharLM, Corruption, PythonTextDataModule
+from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import guard
 
 # a checkpoint that knows of a `ModelCheckpoint` may be resumed without one
@@ -69,6 +71,64 @@ def test_resuming_between_two_epochs_changes_nothing(tmp_path, when, num_workers
             make_batches(12, BAD), [guard(SkipStep(times=99))], ckpt_path=tmp_path / f"step={step}.ckpt", **arguments
         )
         assert_same(comparable(resumed), expected)
+
+
+class AsksForItsLength(Net):
+    """As many a module does; Lightning then makes the loaders before it restores where they were."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 36
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("step", [3, 9, 11])
+def test_a_module_that_asks_for_the_length_of_the_run_resumes_too(tmp_path, num_workers, step):
+    arguments = {"model": AsksForItsLength, "epochs": 3, "shuffle": True, "num_workers": num_workers}
+    expected = comparable(run(make_batches(12, BAD), [guard(SkipStep(times=99))], **arguments))
+    callbacks = [guard(SkipStep(times=99)), checkpoints(tmp_path, every_n_train_steps=1)]
+    run(make_batches(12, BAD), callbacks, enable_checkpointing=True, **arguments)
+    path = tmp_path / f"step={step}.ckpt"
+    resumed = run(make_batches(12, BAD), [guard(SkipStep(times=99))], ckpt_path=path, **arguments)
+    assert_same(comparable(resumed), expected)
+
+
+class CharLMThatAsks(CharLM):
+    def __init__(self):
+        super().__init__(n_layer=1, n_head=1, d_model=8, context=8)
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 16
+        return super().configure_optimizers()
+
+
+def train_on_a_loader_with_a_state(folder, ckpt_path=None):
+    seed_everything(0, verbose=False)
+    model = CharLMThatAsks()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=2,
+        callbacks=[guard(SkipStep(times=99)), checkpoints(folder, every_n_train_steps=1)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    corrupt = [Corruption("nan_embedding", batches=[2, 11])]
+    data = PythonTextDataModule(context=8, batch_size=2, batches_per_epoch=8, val_batches=1, corrupt=corrupt)
+    trainer.fit(model, data, ckpt_path=ckpt_path)
+    return trainer.callbacks[0].incidents, dict(model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("step", [2, 3, 7, 9])
+def test_a_loader_with_a_state_gets_it_back_also_when_it_was_made_too_early(tmp_path, step):
+    incidents, expected = train_on_a_loader_with_a_state(tmp_path / "whole")
+    again, weights = train_on_a_loader_with_a_state(tmp_path / "resumed", tmp_path / "whole" / f"step={step}.ckpt")
+    assert_same(weights, expected)
+    assert [str(incident) for incident in again] == [str(incident) for incident in incidents]
 
 
 def test_the_whole_guard_is_in_the_checkpoint_and_loads_with_weights_only(tmp_path):

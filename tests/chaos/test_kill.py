@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo, made small, killed by SIGKILL and resumed: as if it had not been."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from lightning_stable.studies.recipes import find_recipe
+from tests.faulty_runs import assert_same
+
+BAD = [5, 45, 46, 75]  # of 3 epochs of 40 batches
+
+
+def write_config(folder, num_workers):
+    config = yaml.safe_load(find_recipe("charlm_stable").path.read_text(encoding="utf-8"))
+    config["model"]["init_args"] = {"n_layer": 1, "n_head": 2, "d_model": 16, "context": 8, "lr": 0.003}
+    config["data"]["init_args"] = {
+        "context": 8,
+        "batch_size": 2,
+        "batches_per_epoch": 40,
+        "val_batches": 2,
+        "num_workers": num_workers,
+        "corrupt": [{"kind": "nan_embedding", "batches": BAD}],
+    }
+    guard, reset, entropy, checkpoint = config["trainer"]["callbacks"]
+    guard["init_args"] = {"snapshot_every": 7}
+    reset["init_args"] = {"every_n_steps": 30, "warmup_steps": 10}
+    entropy["init_args"] = {"every_n_steps": 9}
+    checkpoint["init_args"]["every_n_train_steps"] = 10
+    config["lr_scheduler"]["init_args"]["warmup_steps"] = 12
+    config["trainer"].update(max_epochs=3, accelerator="cpu", enable_progress_bar=False)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def fit(folder, name, *arguments):
+    """A process that trains, started."""
+    where = ["--trainer.logger.init_args.name", name, "--trainer.logger.init_args.version", "0"]
+    command = [sys.executable, "-m", "lightning_stable.cli", "fit", "--config", "config.yaml", *where, *arguments]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+
+
+def what_is_left(folder, name):
+    """All that a run knows at its end, but for the time it took."""
+    run = folder / "runs" / name / "version_0"
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    guard = checkpoint["callbacks"]["SpikeGuard"]
+    incidents = [json.loads(line) for line in (run / "incidents.jsonl").read_text().splitlines()]
+    for incident in (*guard["journal"]["incidents"], *incidents):
+        del incident["time"], incident["seconds_lost"]
+    parts = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")
+    return {part: checkpoint[part] for part in parts} | {"guard": guard, "incidents": incidents}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_demo_resumes_to_the_same_end_with_the_guards_whole_history(tmp_path, num_workers):
+    write_config(tmp_path, num_workers)
+    finish(fit(tmp_path, "whole"))
+
+    killed = fit(tmp_path, "killed")
+    for line in killed.stdout:
+        if "SpikeGuard: step 46" in line:
+            killed.send_signal(signal.SIGKILL)
+            break
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    finish(fit(tmp_path, "resumed", "--ckpt_path", "runs/killed/version_0/checkpoints/last.ckpt"))
+
+    expected = what_is_left(tmp_path, "whole")
+    assert expected["global_step"] > 90
+    assert [incident["step"] for incident in expected["incidents"]] == BAD
+    assert_same(what_is_left(tmp_path, "resumed"), expected)
