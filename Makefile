@@ -18,8 +18,8 @@ demo: $(STAMP)
 	$(BIN)/lightning-stable report "$$(ls -td runs/charlm_stable/version_* | head -n 1)"
 
 lint: $(STAMP)
-	$(BIN)/ruff format --check lightning_stable tests
-	$(BIN)/ruff check lightning_stable tests
+	$(BIN)/ruff format --check lightning_stable tests notebooks
+	$(BIN)/ruff check lightning_stable tests notebooks
 	$(BIN)/pyright lightning_stable
 	$(BIN)/lint-imports
 
