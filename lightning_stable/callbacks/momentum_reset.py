@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_stable._lightning.loggers import log_scalars, logging_step
+from lightning_stable.functional.rewarmup import rewarmup
 from lightning_stable.optim.moments import reset_moments
 from lightning_stable.optim.step_gate import StepGate
-from lightning_stable.schedules.rewarmup import rewarmup
 
 _USER = "momentum_reset"
 

@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 0: maths on tensors; imports torch only."""
 
+from lightning_stable.functional.ada_clip import ada_clip as ada_clip
+from lightning_stable.functional.ada_clip import ada_clip_threshold as ada_clip_threshold
+from lightning_stable.functional.ada_grad_norm import NormHistory as NormHistory
+from lightning_stable.functional.ada_grad_norm import ada_grad_norm as ada_grad_norm
 from lightning_stable.functional.attention_entropy import attention_entropy as attention_entropy
 from lightning_stable.functional.attention_entropy import attention_entropy_lower_bound as attention_entropy_lower_bound
 from lightning_stable.functional.attention_entropy import attention_statistics as attention_statistics
 from lightning_stable.functional.attention_entropy import softmax_statistics as softmax_statistics
+from lightning_stable.functional.rewarmup import rewarmup as rewarmup
 from lightning_stable.functional.rex import rex as rex
+from lightning_stable.functional.sparse_mask import sparse_mask as sparse_mask
+from lightning_stable.functional.spike_clip import spike_clip as spike_clip
+from lightning_stable.functional.tensor_norms import tensor_maxima as tensor_maxima
+from lightning_stable.functional.tensor_norms import tensor_norms as tensor_norms

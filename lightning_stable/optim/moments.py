@@ -29,9 +29,14 @@ SECOND_MOMENTS = frozenset(
         "row_var",  # Adafactor, and the two below
         "col_var",
         "variance",
+        "hessian",  # SophiaG
         "mu_product",  # NAdam: the product its bias correction divides by
+        "beta1_product",  # StableSPAM: likewise
     }
 )
+
+# State that no reset touches: DiffGrad's last gradient, and what StableSPAM knows of the gradients' size.
+NO_MOMENTS = frozenset({"step", "previous_grad", "statistics"})
 
 
 @torch.no_grad()
@@ -103,7 +108,7 @@ def _reset_state(state: dict[str, Any], names: frozenset[str], group: dict[str, 
 
 
 def _initial_value(name: str, group: dict[str, Any]) -> float:
-    if name == "mu_product":
+    if name in ("mu_product", "beta1_product"):
         return 1.0
     return group.get("initial_accumulator_value", 0.0) if name == "sum" else 0.0
 
@@ -118,5 +123,5 @@ def _restart_counter(holder: dict[str, Any]) -> None:
 
 
 def _unknown_tensors(state: dict[str, Any]) -> set[str]:
-    known = FIRST_MOMENTS | SECOND_MOMENTS | {"step"}
+    known = FIRST_MOMENTS | SECOND_MOMENTS | NO_MOMENTS
     return {str(name) for name, value in state.items() if isinstance(value, torch.Tensor) and name not in known}

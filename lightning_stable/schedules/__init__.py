@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 1: learning-rate schedules."""
 
-from lightning_stable.schedules.rewarmup import rewarmup as rewarmup
 from lightning_stable.schedules.rex import REXLR as REXLR

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from lightning_stable import optim
 from lightning_stable.optim import reset_moments
 
 
@@ -138,3 +139,16 @@ def test_an_unknown_choice_is_refused():
     _, optimizer = trained(torch.optim.SGD)
     with pytest.raises(ValueError, match=r'`reset_moments\(moments=\.\.\.\)` must be "first" or "all", got \'second\''):
         reset_moments(optimizer, "second")
+
+
+def test_our_own_optimizers_have_no_state_it_does_not_know():
+    for kind in (optim.SPAM, optim.StableSPAM, optim.DiffGrad, optim.AdamAtan2, optim.Grams):
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        optimizer = kind([parameter])
+        for _ in range(3):
+            parameter.grad = torch.ones(2)
+            optimizer.step()
+        assert optim.reset_moments(optimizer, moments="all") >= 2  # a warning would be an error
+        optimizer.step()
+        assert optimizer.state[parameter]["step"] == 1
+        assert optimizer.state[parameter].get("beta1_product", 0.9) == 0.9

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_stable.schedules import rewarmup
+from lightning_stable.functional import rewarmup
 
 
 def reference_rewarmup(k, warmup_steps):

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walk over a parameter, its gradient and its moments in flat chunks that stay in the processor's cache.
+
+Everything that is done to a chunk finds it in the cache, and nothing temporary is larger than a chunk. On an
+accelerator, where a launch costs more than a trip to memory, a chunk is the whole tensor.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**18  # elements: 1 MB of float32, of which a few fit into a core's cache
+
+
+def compute_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the precision an update is computed in: float32, or float64 for float64 parameters.
+
+    Args:
+        parameter: A floating-point tensor.
+
+    Example:
+        >>> compute_dtype(torch.zeros(1, dtype=torch.bfloat16))
+        torch.float32
+    """
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def flat_chunks(tensors: Sequence[Tensor], gradient: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Yield chunks of `tensors` to be changed in place, with the same chunk of `gradient` to be read.
+
+    A chunk is a view where it can be. Where the memory is not contiguous, or of less precision than updates are
+    computed in, it is a copy, and what was done to it is written back.
+
+    Args:
+        tensors: A parameter and what belongs to it, all of one size.
+        gradient: Its gradient; what is yielded may be its own memory, so do not write to it.
+
+    Example:
+        >>> parameter, gradient = torch.zeros(2, 3), torch.ones(2, 3)
+        >>> for (chunk,), gradient_chunk in flat_chunks([parameter], gradient):
+        ...     _ = chunk.add_(gradient_chunk)
+        >>> parameter.sum().item()
+        6.0
+    """
+    dtype = compute_dtype(tensors[0] if tensors else gradient)
+    flat = [each.contiguous().view(-1) for each in tensors]
+    flat_gradient = gradient.contiguous().view(-1)
+    size = CHUNK if gradient.device.type == "cpu" else max(1, gradient.numel())
+    for start in range(0, gradient.numel(), size):
+        part = slice(start, start + size)
+        views = [each[part] for each in flat]
+        chunks = [view.to(dtype) for view in views]
+        yield chunks, flat_gradient[part].to(dtype)
+        for view, chunk in zip(views, chunks, strict=True):
+            if chunk is not view:
+                view.copy_(chunk)
+    for tensor, copy in zip(tensors, flat, strict=True):
+        if not tensor.is_contiguous():
+            tensor.copy_(copy.view(tensor.shape))

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stable-SPAM: AdamW behind two adaptive limits on the gradient, which forgets its momentum now and then."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_stable.functional.ada_clip import ada_clip, ada_clip_threshold
+from lightning_stable.functional.ada_grad_norm import NormHistory, ada_grad_norm
+from lightning_stable.functional.tensor_norms import reduce_over_shards, stacked
+from lightning_stable.optim.arguments import require_fraction, require_steps
+from lightning_stable.optim.chunks import flat_chunks
+from lightning_stable.optim.fused_adamw import adamw_
+from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer, local
+
+
+class StableSPAM(MomentOptimizer):
+    """AdamW with adaptive clipping of entries, adaptive normalisation of each tensor's gradient, and momentum resets.
+
+        step t = 1, 2, ...;   per tensor: u gradients seen ever, s since the last reset
+        t divisible by reset_interval:   m = v = 0, s = 0, and the bias correction starts over
+        AdaClip:     M <- theta M + (1 - theta) max|g|,   T = M / (1 - theta^u);   g_i <- g_i T / max|g| where |g_i| > T
+        AdaGN:       g <- g a / (sqrt(b) + eps) / ||g||, with a and b the running means of ||g|| and its square, whose
+                     decay rates are a_t gamma1 and gamma2, each with its bias correction
+        w <- w - lr weight_decay w
+        m <- a_t beta1 m + (1 - a_t beta1) g,    v <- beta2 v + (1 - beta2) g^2
+        w <- w - lr (m / c1) / (sqrt(v / c2) + eps)
+        c1 = 1 - product of the a_t beta1 since the reset,   c2 = 1 - beta2^s
+        a_t = eta_min + (1 - eta_min) (1 + cos(pi min(t / (T + 1), 1))) / 2,   T = total_steps;   1 without it
+
+    Paper: Huang et al., "Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam" (2025).
+
+    Deviations from the official code: the update of the reset's own step uses the fresh moments, with bias correction
+    1 (there: the old moments, corrected as if fresh). The corrections of AdaClip and AdaGN are those of what they have
+    seen; there, clipping is off for hundreds of steps after each reset. The cosine stays at eta_min after the end;
+    there, it rises again. Bias correction knows that beta1 changes. Every counter is in the `state_dict`. A tensor
+    whose gradient holds NaN or infinity is left out of the step as a whole. Gradients are left as they were. Largest
+    entry and norm are those of the whole tensor where it is sharded. There is no `amsgrad`, whose maximum no reset
+    reaches.
+
+    As AdaGN makes every tensor's gradient about 1 in norm, parameters of one element take steps of lr.
+
+    Args:
+        params: Parameters, or groups of them; a group can have every argument for itself.
+        lr: Learning rate.
+        betas: Decay rates of the moments.
+        eps: Added to square roots.
+        weight_decay: Decoupled weight decay.
+        gamma1: Decay rate of the mean norm. The official settings are 0.7 for 4 bit, 0.85 for bfloat16.
+        gamma2: Decay rate of the mean squared norm: 0.9 for 4 bit, 0.99999 for bfloat16.
+        theta: Decay rate of the mean largest entry.
+        reset_interval: Steps from one reset to the next, `None` for no resets. The official settings are 500 to 1000.
+        total_steps: Steps over which beta1 and gamma1 fall to `eta_min` times themselves; `None`: they stay.
+        eta_min: See `total_steps`.
+        moment_dtype: `"float32"` keeps the moments of bfloat16 and float16 parameters in float32; `"parameter"` in the
+            parameters' precision, in which v can stand still.
+        maximize: Ascend instead.
+
+    Raises:
+        ValueError: If an argument is out of its bounds, or a gradient is sparse.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = StableSPAM(model.parameters(), lr=1e-3, weight_decay=0.1)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        gamma1: float = 0.7,
+        gamma2: float = 0.9,
+        theta: float = 0.999,
+        reset_interval: int | None = 1000,
+        total_steps: int | None = None,
+        eta_min: float = 0.5,
+        moment_dtype: MomentDtype = "float32",
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "gamma1": gamma1,
+            "gamma2": gamma2,
+            "theta": theta,
+            "reset_interval": reset_interval,
+            "total_steps": total_steps,
+            "eta_min": eta_min,
+            "moment_dtype": moment_dtype,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        require_fraction("StableSPAM", gamma1=group["gamma1"], gamma2=group["gamma2"], theta=group["theta"])
+        require_steps("StableSPAM", 1, reset_interval=group["reset_interval"], total_steps=group["total_steps"])
+        if not 0.0 <= group["eta_min"] <= 1.0:
+            raise ValueError(f"`StableSPAM(eta_min=...)` must be from 0 to 1, got {group['eta_min']}.")
+
+    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **super()._new_state(parameter, group),
+            "beta1_product": torch.ones((), dtype=torch.float64),
+            # AdaClip's mean of the largest entry and the gradients it has seen; then the `NormHistory` of AdaGN
+            "statistics": torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.float64, device=parameter.device),
+        }
+
+    def _before(self, group: dict[str, Any]) -> None:
+        if group["reset_interval"] is None or group["steps_taken"] % group["reset_interval"]:
+            return
+        for state in (self.state[parameter] for parameter in group["params"] if parameter in self.state):
+            for name in self._moments:
+                state[name].zero_()
+            state["step"].zero_()
+            state["beta1_product"].fill_(1.0)
+
+    def _step_group(self, group: dict[str, Any], members: list[Member]) -> None:
+        alike: dict[torch.device, list[Member]] = {}
+        for member in members:
+            alike.setdefault(member.gradient.device, []).append(member)
+        for neighbours in alike.values():
+            extents = [_extents(member.gradient) for member in neighbours]
+            limits = self._limits(group, neighbours, extents)
+            for member, parts, limit in zip(neighbours, extents, limits, strict=True):
+                if limit.finite:
+                    member.state["beta1_product"] *= group["betas"][0] * _beta_scale(group)
+                    self._step_limited(member, parts, limit, group)
+                else:
+                    member.state["step"] -= 1  # it was counted as if it were to be taken
+
+    def _limits(self, group: dict[str, Any], members: list[Member], extents: "list[list[_Extent]]") -> "list[_Limit]":
+        """Let the statistics see this step's gradients, and return what is to be done to each gradient."""
+        sources, size = [member.source for member in members], abs(members[0].factor)
+        statistics = torch.stack([member.state["statistics"] for member in members])
+        mean, count, *history = statistics.unbind(1)
+        largest = _gathered([_maximum(part.largest for part in parts) for parts in extents], sources, dist.ReduceOp.MAX)
+        mean, threshold = ada_clip_threshold(size * largest, mean, count + 1, group["theta"])
+        bounds = list(zip(_numbers(threshold / size), _numbers(largest), strict=True))
+        squares = [
+            _clipped_square(member.gradient, parts, *bound)
+            for member, parts, bound in zip(members, extents, bounds, strict=True)
+        ]
+        norm = size * _gathered(squares, sources, dist.ReduceOp.SUM).sqrt()
+        gamma1 = group["gamma1"] * _beta_scale(group)
+        history, factor = ada_grad_norm(norm, NormHistory(*history), gamma1, group["gamma2"], group["eps"])
+        finite = largest.isfinite() & norm.isfinite()
+        seen = torch.where(finite.unsqueeze(1), torch.stack([mean, count + 1, *history], dim=1), statistics)
+        torch._foreach_copy_([member.state["statistics"] for member in members], list(seen.unbind()))
+        factor = torch.where(finite, factor * members[0].factor, torch.nan)  # NaN: left out entry by entry
+        known = finite.tolist() if finite.device.type == "cpu" else [True] * len(members)
+        return [_Limit(*bound, *rest) for bound, *rest in zip(bounds, _numbers(factor), known, strict=True)]
+
+    def _step_limited(self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any]) -> None:
+        tensors = [member.parameter, *(local(member.state[name]) for name in self._moments)]
+        for (chunks, gradient), extent in zip(flat_chunks(tensors, member.gradient), extents, strict=True):
+            on_host = gradient.device.type == "cpu"
+            if not on_host or extent.largest > limit.threshold:
+                gradient = ada_clip(gradient, limit.threshold, limit.largest)
+            update = self._update_known if on_host else self._update_finite
+            update(chunks, gradient * limit.factor, member, group)
+
+    def _update_known(self, chunks: list[Tensor], gradient: Tensor, member: Member, group: dict[str, Any]) -> None:
+        self._update(chunks[0], gradient, chunks[1:], member, group)
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor], member: Member, group: dict[str, Any]
+    ) -> None:
+        exp_avg, exp_avg_sq = moments
+        beta1, beta2 = group["betas"]
+        lr = float(group["lr"])
+        correction2 = math.sqrt(1 - beta2**member.step)
+        adamw_(
+            parameter,
+            gradient,
+            exp_avg,
+            exp_avg_sq,
+            step_size=lr * correction2 / (1 - float(member.state["beta1_product"])),
+            betas=(beta1 * _beta_scale(group), beta2),
+            eps=group["eps"] * correction2,
+            decay=lr * group["weight_decay"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How large one chunk of a gradient is: numbers, or tensors where an accelerator keeps them."""
+
+    largest: Any
+    square: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What is to be done to one gradient as it is found in `.grad`."""
+
+    threshold: Any
+    largest: Any
+    factor: Any
+    finite: bool
+
+
+def _extents(gradient: Tensor) -> list[_Extent]:
+    """The second and third look at a chunk find it in the cache."""
+    extents = []
+    for _, chunk in flat_chunks([], gradient):
+        low, high, square = chunk.amin(), chunk.amax(), torch.dot(chunk, chunk)
+        if chunk.device.type == "cpu":  # max() would not see a NaN, but then `square` is one
+            extents.append(_Extent(max(-low.item(), high.item()), square.item()))
+        else:
+            extents.append(_Extent(torch.maximum(-low, high), square))
+    return extents
+
+
+def _clipped_square(gradient: Tensor, extents: list[_Extent], threshold: Any, largest: Any) -> Any:
+    """The sum of squares after AdaClip."""
+    total = 0.0
+    for (_, chunk), extent in zip(flat_chunks([], gradient), extents, strict=True):
+        if chunk.device.type == "cpu" and not extent.largest > threshold:
+            total = total + extent.square
+        else:
+            clipped = ada_clip(chunk, threshold, largest)
+            total = total + torch.dot(clipped, clipped).double()
+    return total
+
+
+def _maximum(values: Iterable[Any]) -> Any:
+    found = list(values)
+    return max(found) if all(isinstance(value, float) for value in found) and found else (found or [0.0])[0]
+
+
+def _gathered(values: list[Any], sources: list[Tensor], operation: Any) -> Tensor:
+    """One value per tensor, combined over its shards."""
+    scalars = [torch.as_tensor(value, dtype=torch.float64) for value in values]
+    return reduce_over_shards(stacked(scalars, sources), sources, operation)
+
+
+def _numbers(values: Tensor) -> Any:
+    """Python numbers, or where that would mean waiting for an accelerator, tensors."""
+    return values.tolist() if values.device.type == "cpu" else list(values.float().unbind())
+
+
+def _beta_scale(group: dict[str, Any]) -> float:
+    """What beta1 and gamma1 are multiplied by in this step."""
+    total_steps, eta_min = group["total_steps"], group["eta_min"]
+    if total_steps is None:
+        return 1.0
+    progress = min(group["steps_taken"] / (total_steps + 1), 1.0)
+    return eta_min + (1 - eta_min) * (1 + math.cos(math.pi * progress)) / 2
