@@ -18,10 +18,10 @@ _USER = "momentum_reset"
 class MomentumReset(Callback):
     """Sets the optimizer's moments to zero every n optimizer steps and re-warms the learning rate after it.
 
-        step s, counted from 0 and by steps really taken; k = s mod every_n_steps
-        s >= every_n_steps and k = 0:   m = 0     (moments="all": v = 0 and the bias-correction counter = 0 too)
-        s >= every_n_steps:             lr of this step = schedule's lr * (1 - 0.99 * (1 + cos(pi k / (W + 1))) / 2)
-                                        for k < W = warmup_steps, and the schedule's lr for k >= W
+        step t = 1, 2, ..., counted by steps really taken; k = t mod every_n_steps
+        k = 0:                m = 0 before the step     (moments="all": v = 0 and the bias-correction counter = 0 too)
+        t >= every_n_steps:   lr of this step = schedule's lr * (1 - 0.99 * (1 + cos(pi k / (W + 1))) / 2)
+                              for k < W = warmup_steps, and the schedule's lr for k >= W
 
     Paper: Huang et al., "SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training" (ICLR 2025).
 
@@ -125,15 +125,15 @@ class MomentumReset(Callback):
         self._stepped.clear()
 
     def _before_step(self, index: int, gate: StepGate) -> None:
-        step = self._steps_taken[index]
+        step = self._steps_taken[index] + 1
         if self._is_reset(step):
             reset_moments(gate.optimizer, self.moments)
         gate.scales[_USER] = self._scale(step)
-        self._steps_taken[index] = step + 1
+        self._steps_taken[index] = step
         self._stepped.append((index, step))
 
-    def _is_reset(self, step: int) -> bool:
-        return step > 0 and step % self.every_n_steps == 0
+    def _is_reset(self, step: int) -> bool:  # steps count from 1
+        return step % self.every_n_steps == 0
 
     def _scale(self, step: int) -> float:
         if step < self.every_n_steps:

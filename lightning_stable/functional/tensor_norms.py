@@ -32,7 +32,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     for position, tensor in enumerate(tensors):
         alike.setdefault((tensor.device, tensor.dtype), []).append(position)
     for (_, dtype), positions in alike.items():
-        parts = [_local(tensors[position]) for position in positions]
+        parts = [local(tensors[position]) for position in positions]
         found = torch._foreach_norm(parts, 2, dtype=torch.promote_types(dtype, torch.float32))
         for position, norm in zip(positions, found, strict=True):
             norms[position] = norm
@@ -59,7 +59,7 @@ def tensor_maxima(tensors: Sequence[Tensor]) -> Tensor:
         >>> tensor_maxima([torch.tensor([3.0, -4.0]), torch.zeros(0)]).tolist()
         [4.0, 0.0]
     """
-    parts = [_local(tensor) for tensor in tensors]
+    parts = [local(tensor) for tensor in tensors]
     maxima = [_largest(part) if part.numel() else part.new_zeros(()) for part in parts]
     return reduce_over_shards(stacked(maxima, tensors), tensors, dist.ReduceOp.MAX)
 
@@ -113,11 +113,21 @@ def _largest(tensor: Tensor) -> Tensor:
     return torch.maximum(-tensor.amin(), tensor.amax())
 
 
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def local(tensor: Any) -> Tensor:
+    """Return the part of a sharded tensor (DTensor) that this process holds, or any other tensor itself.
+
+    Args:
+        tensor: Of any kind; what is returned shares its memory.
+
+    Example:
+        >>> tensor = torch.zeros(2)
+        >>> local(tensor) is tensor
+        True
+    """
+    return tensor.tolocal() if hasattr(tensor, "to_local") else tensor
 
 
 def _shards(tensor: Any) -> tuple[int, ...]:
     """The axes of its device mesh along which a tensor is sharded."""
-    placements = getattr(tensor, "placements", ())
-    return tuple(axis for axis, placement in enumerate(placements) if placement.is_shard())
+    placements = getattr(tensor, "placements", ())  # strided shards do not call themselves shards, but have a `dim`
+    return tuple(axis for axis, placement in enumerate(placements) if getattr(placement, "dim", None) is not None)

@@ -69,6 +69,8 @@ class SpikeGuard(Callback):
         []
     """
 
+    judges_gradients = True  # so whatever changes gradients must come behind it
+
     def __init__(
         self,
         watch: dict[str, Detector] | None = None,
@@ -181,6 +183,8 @@ class SpikeGuard(Callback):
         """Judge the step, and veto it if it is a spike."""
         if self._recovery is None or self._anomaly is not None:
             return  # the window is vetoed already
+        if getattr(optimizer, "phase", None) == "ascend":
+            return  # SAM's first gradient moves nothing; if it is bad, the second one is too
         self._stepped = True
         loss, norm, scale = self._read(trainer, optimizer)
         self._losses.clear()

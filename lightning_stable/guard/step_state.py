@@ -127,6 +127,8 @@ def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
 
 def _restore_groups(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
     for group, values in zip(groups, saved, strict=True):
+        for key in group.keys() - values.keys() - {"params"}:
+            del group[key]  # some optimizers add a counter in their first step
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and isinstance(group.get(key), torch.Tensor):
                 group[key].copy_(value)  # capturable optimizers hold on to the tensor itself

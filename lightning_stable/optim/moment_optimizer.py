@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_stable.functional.tensor_norms import local
 from lightning_stable.optim.arguments import require_rates
 from lightning_stable.optim.chunks import compute_dtype, flat_chunks
 
@@ -189,7 +190,7 @@ class MomentOptimizer(Optimizer, ABC):
     def _refuse_sparse_gradients(self) -> None:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
-            if parameter.grad is not None and parameter.grad.is_sparse:
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise ValueError(
                     f"`{type(self).__name__}(params=...)` must have dense gradients; that of parameter {index}, of "
                     f"shape {tuple(parameter.shape)}, is sparse. Use `nn.Embedding(sparse=False)`."
@@ -217,17 +218,3 @@ def surely_finite(tensor: Tensor) -> bool:
         return False
     total = torch.dot(tensor, tensor).isfinite()  # one pass; the sum may overflow, hence the second
     return bool(total) or bool(tensor.square().isfinite().all())
-
-
-def local(tensor: Any) -> Tensor:
-    """The part of a sharded tensor (DTensor) that this process holds, sharing its memory; any other tensor itself.
-
-    Args:
-        tensor: A tensor.
-
-    Example:
-        >>> tensor = torch.zeros(2)
-        >>> local(tensor) is tensor
-        True
-    """
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

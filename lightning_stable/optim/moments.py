@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 # The names under which torch's optimizers, and those that follow its customs, keep their state.
-FIRST_MOMENTS = frozenset({"exp_avg", "momentum_buffer"})
+FIRST_MOMENTS = frozenset({"exp_avg", "exp_avg_diff", "momentum_buffer"})  # the second: Adan
 SECOND_MOMENTS = frozenset(
     {
         "exp_avg_sq",  # Adam, AdamW, NAdam, RAdam, SparseAdam
@@ -35,7 +35,7 @@ SECOND_MOMENTS = frozenset(
     }
 )
 
-# State that no reset touches: DiffGrad's last gradient, and what StableSPAM knows of the gradients' size.
+# State that no reset touches: the last gradient of DiffGrad and Adan, and what StableSPAM knows of their size.
 NO_MOMENTS = frozenset({"step", "previous_grad", "statistics"})
 
 

@@ -12,10 +12,11 @@ from torch.optim.optimizer import ParamsT
 from lightning_stable.functional.rewarmup import rewarmup
 from lightning_stable.functional.sparse_mask import sparse_mask
 from lightning_stable.functional.spike_clip import spike_clip
+from lightning_stable.functional.tensor_norms import local
 from lightning_stable.optim.arguments import require_rates, require_steps
 from lightning_stable.optim.chunks import CHUNK
 from lightning_stable.optim.fused_adamw import adamw_
-from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer, local
+from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer
 
 
 class SPAM(MomentOptimizer):

@@ -13,11 +13,11 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_stable.functional.ada_clip import ada_clip, ada_clip_threshold
 from lightning_stable.functional.ada_grad_norm import NormHistory, ada_grad_norm
-from lightning_stable.functional.tensor_norms import reduce_over_shards, stacked
+from lightning_stable.functional.tensor_norms import local, reduce_over_shards, stacked
 from lightning_stable.optim.arguments import require_fraction, require_steps
 from lightning_stable.optim.chunks import flat_chunks
 from lightning_stable.optim.fused_adamw import adamw_
-from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer, local
+from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer
 
 
 class StableSPAM(MomentOptimizer):

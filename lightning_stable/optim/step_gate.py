@@ -11,9 +11,9 @@ Why so, and not otherwise: zeroed gradients still move Adam; gradients set to `N
 GradScaler; an lr written into the group is forgotten by every scheduler in closed form.
 
 Deviations: an optimizer whose `step` demands a closure (LBFGS) evaluates it several times and is passed through
-with scaling but without veto. One that takes `closure=None` but cannot do without it (some implementations of SAM)
-is not supported. A fused optimizer under a GradScaler is called also when the scaler found an inf, and skips by itself:
-`steps_taken` counts that step, `before_step` is not called for it.
+with scaling but without veto. `SAM` is gated at its base optimizer's step; others that take `closure=None` but cannot
+do without one are not supported. A fused optimizer under a GradScaler is called also when the scaler found an inf, and
+skips by itself: `steps_taken` counts that step, `before_step` is not called for it.
 """
 
 import functools
@@ -68,13 +68,19 @@ class StepGate:
     @classmethod
     def attach(cls, optimizer: Optimizer, user: str) -> "StepGate":
         """Return the gate of `optimizer`, wrapping its `step` if nobody has yet."""
-        gate = getattr(optimizer, _ATTRIBUTE, None)
+        optimizer = _gated(optimizer)
+        gate = cls.of(optimizer)
         if gate is None:
             gate = cls(optimizer)
             setattr(optimizer, _ATTRIBUTE, gate)
             optimizer.step = gate._own_step  # pyright: ignore[reportAttributeAccessIssue]
         gate._users.add(user)
         return gate
+
+    @staticmethod
+    def of(optimizer: Optimizer) -> "StepGate | None":
+        """Return the gate of `optimizer`, or `None` if it has none."""
+        return getattr(_gated(optimizer), _ATTRIBUTE, None)
 
     def detach(self, user: str) -> None:
         """Forget `user`, its scale and its function; the last user's going unwraps `step`."""
@@ -143,6 +149,11 @@ class StepGate:
         finally:
             for group, lr in zip(self.optimizer.param_groups, before, strict=True):
                 _restore(group, lr)
+
+
+def _gated(optimizer: Optimizer) -> Optimizer:
+    """The optimizer whose step moves something: `SAM` needs its closure, and steps through a base of its own."""
+    return getattr(optimizer, "base", optimizer) if getattr(optimizer, "needs_closure", False) else optimizer
 
 
 def _found_inf(optimizer: Optimizer) -> bool:

@@ -14,7 +14,7 @@ import lightning_stable
 
 BEGIN = "<!-- techniques:start -->"
 END = "<!-- techniques:end -->"
-_NOT_ROOMS = ("bench", "studies")
+_NOT_ROOMS = ("bench", "cli", "studies")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ def list_techniques() -> list[Technique]:
         >>> "SpikeGuard" in [technique.name for technique in list_techniques()]
         True
     """
-    rooms = [module.name for module in iter_modules(lightning_stable.__path__) if module.ispkg]
+    rooms = [module.name for module in iter_modules(lightning_stable.__path__)]  # parameters.py is one too
     return [
         Technique(name, room, _first_sentence(value))
         for room in sorted(rooms)
         if not room.startswith("_") and room not in _NOT_ROOMS
         for name, value in sorted(vars(import_module(f"lightning_stable.{room}")).items())
         if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+        if value.__module__.startswith(f"lightning_stable.{room}")
     ]
 
 

@@ -92,13 +92,13 @@ def reference_momentum_reset(every, moments, warmup_steps, steps, lr=0.01, decay
     parameters = [parameter.detach().clone() for parameter in model.parameters()]
     state = [[torch.zeros_like(parameter), torch.zeros_like(parameter)] for parameter in parameters]
     count = 0
-    for step in range(steps):
-        x = DATA[step : step + 1]
+    for step in range(1, steps + 1):
+        x = DATA[step - 1 : step]
         weight, bias = parameters
         error = x @ weight.T + bias
         gradients = [2 * error.T @ x, 2 * error[0]]
         k, scale = step % every, 1.0
-        if step >= every and k == 0:
+        if k == 0:
             count = 0 if moments == "all" else count
             state = [[m * 0, v * 0 if moments == "all" else v] for m, v in state]
         if step >= every and k < warmup_steps:
@@ -127,24 +127,24 @@ def test_it_matches_a_plain_loop_of_adamw_reset_and_factor(moments, every, warmu
 def test_the_moments_are_zero_and_the_rate_a_hundredth_at_every_reset_step_and_only_there():
     watch = Watch()
     fit(Model(), [MomentumReset(10, warmup_steps=4), watch])
-    assert [step for step, moment in enumerate(watch.moments) if moment == 0.0] == [0, 10, 20]
-    assert watch.rates[10] == watch.rates[20] == pytest.approx(0.01 * 0.01)
-    assert watch.rates[:10] == [0.01] * 10
-    assert watch.rates[14:20] == [0.01] * 6
-    assert watch.rates[10] < watch.rates[11] < watch.rates[12] < watch.rates[13] < 0.01
+    assert [step for step, moment in enumerate(watch.moments) if moment == 0.0] == [0, 9, 19, 29]  # steps 10, 20, 30
+    assert watch.rates[9] == watch.rates[19] == watch.rates[29] == pytest.approx(0.01 * 0.01)
+    assert watch.rates[:9] == [0.01] * 9
+    assert watch.rates[13:19] == [0.01] * 6
+    assert watch.rates[9] < watch.rates[10] < watch.rates[11] < watch.rates[12] < 0.01
 
 
-@pytest.mark.parametrize(("moments", "expected"), [("first", 10.0), ("all", 0.0)])
+@pytest.mark.parametrize(("moments", "expected"), [("first", 9.0), ("all", 0.0)])
 def test_bias_correction_starts_over_with_all_and_goes_on_with_first(moments, expected):
     watch = Watch()
     fit(Model(), [MomentumReset(10, moments, warmup_steps=4), watch], max_steps=12)
-    assert watch.steps[10] == expected
+    assert watch.steps[9] == expected
 
 
 def test_the_linear_warmup_rises_evenly():
     watch = Watch()
     fit(Model(), [MomentumReset(10, warmup_steps=4, warmup="linear"), watch], max_steps=15)
-    assert watch.rates[10:] == pytest.approx([0.01 * (0.01 + 0.99 * k / 4) for k in range(5)])
+    assert watch.rates[9:14] == pytest.approx([0.01 * (0.01 + 0.99 * k / 4) for k in range(5)])
 
 
 def test_a_schedule_in_closed_form_survives_the_factor():
@@ -152,7 +152,7 @@ def test_a_schedule_in_closed_form_survives_the_factor():
     fit(Model(schedule=True), [plain])
     trainer = fit(Model(schedule=True), [MomentumReset(10, warmup_steps=4), reset])
     scales = [1 - 0.99 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(4)]
-    factors = [1.0] * 10 + (scales + [1.0] * 6) * 2
+    factors = [1.0] * 9 + (scales + [1.0] * 6) * 2 + scales[:1]
     assert reset.rates == [rate * factor for rate, factor in zip(plain.rates, factors, strict=True)]
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 30
 
@@ -237,7 +237,7 @@ def test_a_rollback_in_process_takes_the_count_back_too(snapshot_at, back_at):
 def test_accumulated_batches_count_as_the_one_step_they_make():
     watch = Watch()
     fit(Model(), [MomentumReset(5, warmup_steps=2), watch], max_steps=20, accumulate_grad_batches=2)
-    assert [step for step, moment in enumerate(watch.moments) if moment == 0.0] == [0, 5, 10, 15]
+    assert [step for step, moment in enumerate(watch.moments) if moment == 0.0] == [0, 4, 9, 14, 19]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -263,7 +263,7 @@ def test_with_manual_optimization_every_optimizer_counts_its_own_steps(raw):
     callback, watch = MomentumReset(6, warmup_steps=2), Watch()
     fit(Manual(raw), [callback, watch], max_steps=-1, max_epochs=1, limit_train_batches=20)
     assert callback.state_dict() == {"steps_taken": [20, 10]}
-    assert [step for step, moment in enumerate(watch.moments) if moment == 0.0] == [0, 6, 12, 18]
+    assert [step for step, moment in enumerate(watch.moments) if moment == 0.0] == [0, 5, 11, 17]
 
 
 def test_the_optimizer_is_left_as_it_was_found():
@@ -294,10 +294,10 @@ def test_it_logs_resets_at_once_and_the_factor_at_the_trainer_s_cadence(tmp_path
     cells = [dict(zip(header, line.split(","), strict=True)) for line in text[1:]]
     resets = {int(row["step"]): float(row[key]) for row in cells if row[(key := "stability/momentum_reset")]}
     scales = {int(row["step"]): float(row[key]) for row in cells if row[(key := "stability/lr_scale/momentum_reset")]}
-    assert resets == {10: 1.0, 20: 2.0}
-    assert sorted(scales) == [5, 10, 11, 17, 20, 23, 29]
-    assert scales[10] == pytest.approx(0.01)
-    assert scales[17] == scales[29] == 1.0
+    assert resets == {9: 1.0, 19: 2.0, 29: 3.0}
+    assert sorted(scales) == [5, 9, 11, 17, 19, 23, 29]
+    assert scales[9] == scales[29] == pytest.approx(0.01)
+    assert scales[17] == 1.0
 
 
 def test_several_optimizers_log_under_their_own_keys():

@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from lightning_stable.optim.moment_optimizer import MomentOptimizer, local, surely_finite
+from lightning_stable.functional.tensor_norms import local
+from lightning_stable.optim.moment_optimizer import MomentOptimizer, surely_finite
 
 
 class Momentum(MomentOptimizer):
