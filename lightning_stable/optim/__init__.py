@@ -6,11 +6,13 @@ from lightning_stable.optim.diff_grad import DiffGrad as DiffGrad
 from lightning_stable.optim.grams import Grams as Grams
 from lightning_stable.optim.moment_optimizer import MomentOptimizer as MomentOptimizer
 from lightning_stable.optim.moments import reset_moments as reset_moments
+from lightning_stable.optim.sam import SAM as SAM
 from lightning_stable.optim.scaling_rules import LionSettings as LionSettings
 from lightning_stable.optim.scaling_rules import lamb_lr as lamb_lr
 from lightning_stable.optim.scaling_rules import lamb_warmup as lamb_warmup
 from lightning_stable.optim.scaling_rules import lion_from_adamw as lion_from_adamw
 from lightning_stable.optim.scaling_rules import scale_lr as scale_lr
+from lightning_stable.optim.sophia import SophiaG as SophiaG
 from lightning_stable.optim.spam import SPAM as SPAM
 from lightning_stable.optim.stable_spam import StableSPAM as StableSPAM
 from lightning_stable.optim.step_gate import StepGate as StepGate

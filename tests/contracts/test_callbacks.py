@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 import lightning_stable.callbacks as room
+from lightning_stable.optim import SophiaG
 from lightning_stable.transforms import AdaClip, SpikeClip, ZScoreClip
 
 CALLBACKS = [
@@ -22,11 +23,12 @@ CALLBACKS = [
 # Arguments with which a run of a few steps shows what a callback does; defaults are for real runs.
 BUSY = {
     "MomentumReset": {"every_n_steps": 4, "warmup_steps": 3},
+    "GaussNewtonBartlett": {"every_n_steps": 3},
     "GradientTransforms": {
         "transforms": [SpikeClip(threshold=2.0, start_after=3), AdaClip(theta=0.5), ZScoreClip(z=0.5, warmup_steps=2)]
     },
 }
-OPTIMIZERS: dict[str, type] = {}  # what serves one optimizer only
+OPTIMIZERS = {"GaussNewtonBartlett": SophiaG}  # what serves one optimizer only
 DATA = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 
 

@@ -142,7 +142,7 @@ def test_an_unknown_choice_is_refused():
 
 
 def test_our_own_optimizers_have_no_state_it_does_not_know():
-    for kind in (optim.SPAM, optim.StableSPAM, optim.DiffGrad, optim.AdamAtan2, optim.Grams):
+    for kind in (optim.SPAM, optim.StableSPAM, optim.SophiaG, optim.DiffGrad, optim.AdamAtan2, optim.Grams):
         parameter = torch.nn.Parameter(torch.zeros(2))
         optimizer = kind([parameter])
         for _ in range(3):
