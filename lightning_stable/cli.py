@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 
 import lightning_stable
 from lightning_stable import __version__
-from lightning_stable.studies.recipes import Recipe, UnknownRecipe, find_recipe, list_recipes
+from lightning_stable.studies.recipes import Recipe, UnknownRecipe, find_recipe, list_parts, list_recipes
 
 _USAGE = f"""\
 usage: lightning-stable COMMAND [ARGUMENTS]
@@ -107,6 +107,8 @@ def _list(arguments: list[str]) -> int:
     for recipe in recipes:
         print(f"{recipe.name:<{width}}  {recipe.shows} (needs {recipe.needs}; {recipe.takes})")
     print("\nStart one: lightning-stable fit --recipe NAME")
+    parts = ", ".join(_name(part) for part in list_parts())
+    print(f"With another optimizer: lightning-stable fit --recipe NAME --recipe PART, where PART is one of {parts}")
     return 0
 
 

@@ -50,7 +50,7 @@ def venv(wheel, tmp_path_factory):
 def test_the_wheel_holds_package_recipes_types_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {
-        f"lightning_stable/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in ROOT.glob("recipes/**/*.yaml")
+        f"lightning_stable/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in ROOT.glob("recipes/*.yaml")
     }
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("lightning_stable/**/*.py")}
     assert recipes
@@ -82,7 +82,7 @@ def test_the_installed_package_is_that_of_the_wheel_and_lists_its_recipes(venv, 
     where = "from lightning_stable.studies.recipes import recipe_folder; print(recipe_folder())"
     assert Path(run(python, "-c", where, cwd=tmp_path).strip()) == site / "lightning_stable" / "_recipes"
     listed = run(python.with_name("lightning-stable"), "list", cwd=tmp_path)
-    assert all(f"{path.stem} " in listed for path in ROOT.glob("recipes/**/*.yaml"))
+    assert all(f"{path.stem} " in listed for path in ROOT.glob("recipes/*.yaml"))
     assert ROOT not in folder.parents
 
 

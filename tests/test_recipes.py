@@ -13,7 +13,7 @@ from lightning_stable.studies.recipes import list_recipes
 from tests.small_fit import LIGHTNING_CLI_WARNS
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = sorted(FOLDER.glob("*.yaml"))
 NUMBER = re.compile(r"(?<![\w.])-?\d")
 
 each = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -4,6 +4,7 @@
 from lightning_stable.optim.adam_atan2 import AdamAtan2 as AdamAtan2
 from lightning_stable.optim.diff_grad import DiffGrad as DiffGrad
 from lightning_stable.optim.grams import Grams as Grams
+from lightning_stable.optim.lamb import LAMB as LAMB
 from lightning_stable.optim.moment_optimizer import MomentOptimizer as MomentOptimizer
 from lightning_stable.optim.moments import reset_moments as reset_moments
 from lightning_stable.optim.sam import SAM as SAM

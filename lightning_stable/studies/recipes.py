@@ -30,7 +30,7 @@ class Recipe:
     """A bundled recipe and what its header says.
 
     Args:
-        name: The name it is started by, its file's stem.
+        name: The name it is started by, its file's path among the recipes.
         path: The YAML file.
         shows: What can be seen in the run.
         needs: What must be installed.
@@ -72,14 +72,24 @@ def list_recipes() -> list[Recipe]:
         >>> "charlm_stable" in [recipe.name for recipe in list_recipes()]
         True
     """
-    return [_read(path) for path in sorted(recipe_folder().rglob("*.yaml"))]
+    return [_read(path) for path in sorted(recipe_folder().glob("*.yaml"))]
+
+
+def list_parts() -> list[Recipe]:
+    """What changes a part of a recipe, such as its optimizer, and stands behind it: `--recipe NAME --recipe PART`.
+
+    Example:
+        >>> "optimizers/lion" in [part.name for part in list_parts()]
+        True
+    """
+    return [_read(path) for path in sorted(recipe_folder().glob("*/*.yaml"))]
 
 
 def find_recipe(name: str) -> Recipe:
     """The recipe called `name`.
 
     Args:
-        name: As `lightning-stable list` prints it.
+        name: As `lightning-stable list` prints it; `optimizers/lion` for the optimizer alone.
 
     Raises:
         UnknownRecipe: If there is none; the message names those that are near.
@@ -88,7 +98,7 @@ def find_recipe(name: str) -> Recipe:
         >>> find_recipe("charlm_stable").path.name
         'charlm_stable.yaml'
     """
-    recipes = {recipe.name: recipe for recipe in list_recipes()}
+    recipes = {recipe.name: recipe for recipe in sorted([*list_recipes(), *list_parts()], key=lambda one: one.name)}
     if name in recipes:
         return recipes[name]
     near = get_close_matches(name, recipes, n=3, cutoff=0.4)
@@ -105,4 +115,4 @@ def _read(path: Path) -> Recipe:
         key, colon, text = line.lstrip("# ").partition(":")
         if colon and key in facts:
             facts[key] = text.strip()
-    return Recipe(path.stem, path, **facts)
+    return Recipe(path.relative_to(recipe_folder()).with_suffix("").as_posix(), path, **facts)

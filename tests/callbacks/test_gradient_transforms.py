@@ -121,7 +121,7 @@ def test_the_head_is_excluded_by_its_role():
         assert not torch.equal(raw_body, body)
 
 
-def test_a_step_that_the_guard_vetoes_is_not_remembered():
+def test_a_step_that_the_guard_vetoes_is_not_remembered(tmp_path):
     bad = DATA.clone()
     bad[[10, 11, 30]] = torch.nan
     good = DATA[[index for index in range(60) if index not in (10, 11, 30)]]
@@ -129,7 +129,7 @@ def test_a_step_that_the_guard_vetoes_is_not_remembered():
     for data in (bad, good):
         callback = GradientTransforms([ZScoreClip(warmup_steps=5), AdaClip()])
         model = Model()
-        fit(model, [SpikeGuard(), callback], data=data, max_steps=57)
+        fit(model, [SpikeGuard(), callback], data=data, max_steps=57, default_root_dir=tmp_path)
         chains.append((callback.state_dict()["chains"], [*model.parameters()]))
     (ours, weights), (theirs, expected) = chains
     assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))

@@ -61,7 +61,7 @@ def test_it_lowers_the_loss_of_a_regression(kind):
     targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
     weight = torch.nn.Parameter(torch.zeros(4, 1))
     optimizer, losses = kind([weight], lr=0.02), []
-    for _ in range(200):
+    for _ in range(300):
 
         def closure():
             optimizer.zero_grad()
