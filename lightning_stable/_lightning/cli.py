@@ -6,7 +6,7 @@ Private attributes: `LightningCLI._get` (a value of the subcommand's config).
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from pathlib import Path
 from types import MethodType
@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from lightning_stable._lightning.parser import ShortErrorParser
 from lightning_stable._lightning.quiet import quiet
 from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
+from lightning_stable.parameters import param_groups
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc"}
 
@@ -65,6 +66,7 @@ class StableCLI(LightningCLI):
     """LightningCLI in which every LR schedule steps once per optimizer step.
 
     - A schedule whose `total_steps` is None gets the number of optimizer steps of the run.
+    - `--optimizer` with a weight decay leaves norms and biases without one, as `parameters.param_groups` does.
     - `--lr_scheduler` without `--optimizer` schedules the optimizer that the model configures itself; LightningCLI
       drops such a schedule without a word.
     - `ReduceLROnPlateau` keeps its `monitor` and its pace, once per validation epoch.
@@ -113,12 +115,17 @@ class StableCLI(LightningCLI):
             self.parser.error(str(error), error)
 
     def after_instantiate_classes(self) -> None:
-        """Schedule the model's own optimizer when a schedule but no optimizer was given."""
+        """Give the optimizer its groups; schedule the model's own when a schedule but no optimizer was given."""
+        optimizer = self._get(self.config_init, "optimizer")
         schedule = self._get(self.config_init, "lr_scheduler")
-        if schedule and not self._get(self.config_init, "optimizer"):
-            configure = partial(_configure_with_schedule, own=self.model.configure_optimizers, schedule=schedule)
-            update_wrapper(configure, self.configure_optimizers)  # Lightning looks at the wrapped function
-            self.model.configure_optimizers = MethodType(configure, self.model)  # type: ignore[method-assign]
+        if not optimizer and not schedule:
+            return
+        make = (
+            partial(_instantiate, optimizer=optimizer) if optimizer else partial(_own, self.model.configure_optimizers)
+        )
+        configure = partial(_configure, make=make, schedule=schedule)
+        update_wrapper(configure, self.configure_optimizers)  # Lightning looks at the wrapped function
+        self.model.configure_optimizers = MethodType(configure, self.model)  # type: ignore[method-assign]
 
     def before_fit(self) -> None:
         """Say how large the model is."""
@@ -180,14 +187,31 @@ def _size(model: LightningModule) -> str:
     return text if trained == whole else f"{text}, {get_human_readable_count(trained).strip()} of them trained"
 
 
-def _configure_with_schedule(model: LightningModule, own: Any, schedule: dict[str, Any]) -> Any:
-    optimizer = own()
+def _configure(model: LightningModule, make: Callable[[LightningModule], Optimizer], schedule: Any) -> Any:
+    optimizer = make(model)
+    scheduler = instantiate_class(optimizer, schedule) if schedule else None
+    return StableCLI.configure_optimizers(model, optimizer, scheduler)
+
+
+def _instantiate(model: LightningModule, optimizer: dict[str, Any]) -> Optimizer:
+    """The optimizer of the configuration; norms and biases do not decay."""
+    weight_decay = optimizer.get("init_args", {}).get("weight_decay")
+    if not weight_decay or any(is_lazy(parameter) for parameter in model.parameters()):
+        return instantiate_class(model.parameters(), optimizer)
+    groups = param_groups(model, weight_decay)
+    for group in groups:
+        del group["name"]  # monitors would log under it, and not where they do without weight decay
+    return instantiate_class(groups, optimizer)
+
+
+def _own(configure_optimizers: Callable[[], Any], model: LightningModule) -> Optimizer:
+    optimizer = configure_optimizers()
     if not isinstance(optimizer, Optimizer):
         raise MisconfigurationException(
             f"`--lr_scheduler` needs a model whose `configure_optimizers` returns one optimizer, "
             f"{type(model).__name__} returns {type(optimizer).__name__}. Add `--optimizer=AdamW`."
         )
-    return StableCLI.configure_optimizers(model, optimizer, instantiate_class(optimizer, schedule))
+    return optimizer
 
 
 def _total_steps(trainer: Trainer, schedule: str) -> int:

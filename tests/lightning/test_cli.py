@@ -121,6 +121,18 @@ def test_optimizer_and_schedule_replace_those_of_the_model(rates):
 
 
 @pytest.mark.filterwarnings("ignore:.*will be overridden by")
+def test_norms_and_biases_do_not_decay(rates):
+    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.5, "weight_decay": 0.1}}
+    cli = fit(optimizer=adamw, lr_scheduler=rex(None))
+    groups = cli.trainer.optimizers[0].param_groups
+    decays = [(group["weight_decay"], {parameter.ndim for parameter in group["params"]}) for group in groups]
+    assert decays == [(0.1, {2}), (0.0, {1})]
+    assert "name" not in groups[0]
+    adamw["init_args"]["weight_decay"] = 0.0
+    assert len(fit(optimizer=adamw).trainer.optimizers[0].param_groups) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*will be overridden by")
 def test_an_optimizer_alone_has_no_schedule(rates):
     fit(optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}})
     assert rates == [0.5] * 6
