@@ -13,21 +13,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_stable.callbacks import GradientTransforms as GradientTransforms
     from lightning_stable.callbacks import MomentumReset as MomentumReset
     from lightning_stable.guard import SpikeGuard as SpikeGuard
     from lightning_stable.monitors import AttentionEntropyMonitor as AttentionEntropyMonitor
+    from lightning_stable.optim import SPAM as SPAM
+    from lightning_stable.optim import StableSPAM as StableSPAM
     from lightning_stable.schedules import REXLR as REXLR
 
 __version__ = "0.1.0"
 
 _HEADLINES = {
     "AttentionEntropyMonitor": "lightning_stable.monitors",
+    "GradientTransforms": "lightning_stable.callbacks",
     "MomentumReset": "lightning_stable.callbacks",
     "REXLR": "lightning_stable.schedules",
+    "SPAM": "lightning_stable.optim",
     "SpikeGuard": "lightning_stable.guard",
+    "StableSPAM": "lightning_stable.optim",
 }
 
-__all__ = ["REXLR", "AttentionEntropyMonitor", "MomentumReset", "SpikeGuard", "__version__"]
+__all__ = [
+    "REXLR",
+    "SPAM",
+    "AttentionEntropyMonitor",
+    "GradientTransforms",
+    "MomentumReset",
+    "SpikeGuard",
+    "StableSPAM",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -66,7 +66,7 @@ class GradientTransforms(Callback):
     def __init__(self, transforms: list[Transform] | Transform | None = None) -> None:
         super().__init__()
         transforms = ZScoreClip() if transforms is None else transforms
-        self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        self.transforms = [transforms] if isinstance(transforms, Transform | str) else list(transforms)
         if not self.transforms:
             raise ValueError("`GradientTransforms(transforms=...)` must hold at least one transform, got none.")
         for transform in self.transforms:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check an optimizer's arguments, and say what is wrong in the words of the call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -14,7 +14,8 @@ def require_rates(call: str, group: Mapping[str, Any], **more: float) -> None:
         **more: Further arguments that must be at least 0.
 
     Raises:
-        ValueError: If one is negative, not a number, or a beta is not below 1.
+        ValueError: If one is negative or NaN, a beta is not below 1, or `betas` are not two.
+        TypeError: If one is no number.
 
     Example:
         >>> require_rates("SPAM", {"lr": -1.0})
@@ -24,10 +25,13 @@ def require_rates(call: str, group: Mapping[str, Any], **more: float) -> None:
     """
     values = {name: group[name] for name in ("lr", "eps", "weight_decay") if name in group} | more
     for name, value in values.items():
-        if not float(value) >= 0.0:  # NaN too
+        if not _number(call, name, value) >= 0.0:  # NaN too
             raise ValueError(f"`{call}({name}=...)` must be at least 0, got {float(value)}.")
-    betas = group.get("betas", ())
-    for beta in betas:
+    if "betas" not in group:
+        return
+    if not isinstance(group["betas"], Sequence) or len(group["betas"]) != 2:
+        raise ValueError(f"`{call}(betas=...)` must be two numbers, got {group['betas']!r}.")
+    for beta in group["betas"]:
         require_fraction(call, betas=beta)
 
 
@@ -39,7 +43,8 @@ def require_fraction(call: str, **values: float) -> None:
         **values: The arguments by name.
 
     Raises:
-        ValueError: If one is negative, 1 or more, or not a number.
+        ValueError: If one is negative, 1 or more, or NaN.
+        TypeError: If one is no number.
 
     Example:
         >>> require_fraction("StableSPAM", theta=1.0)
@@ -48,7 +53,7 @@ def require_fraction(call: str, **values: float) -> None:
         ValueError: `StableSPAM(theta=...)` must be at least 0 and less than 1, got 1.0.
     """
     for name, value in values.items():
-        if not 0.0 <= float(value) < 1.0:
+        if not 0.0 <= _number(call, name, value) < 1.0:
             raise ValueError(f"`{call}({name}=...)` must be at least 0 and less than 1, got {float(value)}.")
 
 
@@ -62,6 +67,7 @@ def require_steps(call: str, at_least: int, **values: int | None) -> None:
 
     Raises:
         ValueError: If one is less than the bound.
+        TypeError: If one is no whole number.
 
     Example:
         >>> require_steps("SPAM", 1, reset_interval=0)
@@ -70,5 +76,16 @@ def require_steps(call: str, at_least: int, **values: int | None) -> None:
         ValueError: `SPAM(reset_interval=...)` must be at least 1, got 0.
     """
     for name, value in values.items():
-        if value is not None and not value >= at_least:
+        if value is None:
+            continue
+        if not isinstance(value, int):
+            raise TypeError(f"`{call}({name}=...)` must be a whole number, got {value!r}.")
+        if value < at_least:
             raise ValueError(f"`{call}({name}=...)` must be at least {at_least}, got {value}.")
+
+
+def _number(call: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{call}({name}=...)` must be a number, got {value!r}.") from error

@@ -2,7 +2,7 @@
 """What the optimizers of this room have in common: everything but the equations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -71,7 +71,7 @@ class MomentOptimizer(Optimizer, ABC):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         if not isinstance(params, Tensor):
-            params = list(params)  # pyright: ignore[reportAssignmentType]  # a generator can be read once
+            params = self._listed(params)  # a generator can be read once
             if not params:
                 raise ValueError(f"`{type(self).__name__}(params=...)` must hold at least one parameter, got none.")
         super().__init__(params, {**defaults, "steps_taken": 0})
@@ -186,6 +186,14 @@ class MomentOptimizer(Optimizer, ABC):
             state["step"] += 1
             members.append(Member(local(parameter), local(parameter.grad), parameter.grad, factor, state, index))
         return members
+
+    def _listed(self, params: Any) -> list[Any]:
+        if not isinstance(params, Iterable):
+            raise TypeError(
+                f"`{type(self).__name__}(params=...)` must be parameters or groups of them, such as "
+                f"`model.parameters()`, got {type(params).__name__}."
+            )
+        return list(params)
 
     def _refuse_sparse_gradients(self) -> None:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

@@ -2,6 +2,7 @@
 """Sophia: momentum divided by an estimate of the Hessian's diagonal, and clipped entry by entry."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning_stable.functional.tensor_norms import local
 from lightning_stable.optim.arguments import require_steps
 from lightning_stable.optim.chunks import flat_chunks
 from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer
+
+_PATIENCE = 20  # steps after which somebody must have forgotten the estimates
 
 
 class SophiaG(MomentOptimizer):
@@ -87,6 +90,7 @@ class SophiaG(MomentOptimizer):
             "batch_size": batch_size,
             "moment_dtype": moment_dtype,
             "maximize": maximize,
+            "estimates": 0,  # of the Hessian so far
         }
         super().__init__(params, defaults)
 
@@ -115,6 +119,8 @@ class SophiaG(MomentOptimizer):
         for index, ((parameter, _), gradient) in enumerate(zip(pairs, given, strict=True)):
             if gradient is not None:
                 _check_gradient(index, parameter, gradient)
+        for group in self.param_groups:
+            group["estimates"] += 1
         for (parameter, group), gradient in zip(pairs, given, strict=True):
             if gradient is not None:
                 size = group["batch_size"] if batch_size is None else batch_size
@@ -151,6 +157,15 @@ class SophiaG(MomentOptimizer):
         for name in ("rho", "eps"):
             if not group[name] > 0.0:
                 raise ValueError(f"`SophiaG({name}=...)` must be above 0, got {group[name]}.")
+
+    def _before(self, group: dict[str, Any]) -> None:
+        if group["steps_taken"] == _PATIENCE and group["estimates"] == 0:
+            warnings.warn(
+                f"`SophiaG` has taken {_PATIENCE} steps without an estimate of the Hessian, and so is sign descent. "
+                "Add the callback `GaussNewtonBartlett()`, or call `update_hessian` every 10 steps.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _update(
         self, parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor], member: Member, group: dict[str, Any]

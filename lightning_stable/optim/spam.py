@@ -112,6 +112,7 @@ class SPAM(MomentOptimizer):
         require_rates("SPAM", {}, spike_threshold=group["spike_threshold"])
         require_steps("SPAM", 0, clip_after=group["clip_after"], reset_warmup=group["reset_warmup"])
         require_steps("SPAM", 1, reset_interval=group["reset_interval"])
+        require_rates("SPAM", {}, density=group["density"])
         if not 0.0 < group["density"] <= 1.0:
             raise ValueError(f"`SPAM(density=...)` must be above 0 and at most 1, got {group['density']}.")
 

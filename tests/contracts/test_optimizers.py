@@ -45,6 +45,7 @@ ABOUT = {
     "test_an_eps_out_of_its_bounds_is_refused": "eps",
     "test_a_weight_decay_out_of_its_bounds_is_refused": "weight_decay",
 }
+pytestmark = pytest.mark.filterwarnings("ignore:`SophiaG` has taken 20 steps without")  # here on purpose
 
 
 def test_every_exception_is_one_of_a_test():

@@ -33,3 +33,15 @@ def test_more_arguments_can_be_named():
         require_rates("Any", {}, rho=-1.0)
     with pytest.raises(ValueError, match=r"`Any\(interval=...\)` must be at least 1, got 0"):
         require_steps("Any", 1, interval=0)
+
+
+def test_what_is_no_number_is_named():
+    with pytest.raises(TypeError, match=r"`Any\(lr=...\)` must be a number, got 'fast'"):
+        require_rates("Any", {"lr": "fast"})
+    with pytest.raises(TypeError, match=r"`Any\(theta=...\)` must be a number, got None"):
+        require_fraction("Any", theta=None)
+    with pytest.raises(TypeError, match=r"`Any\(interval=...\)` must be a whole number, got 1.5"):
+        require_steps("Any", 1, interval=1.5)
+    for betas in (0.9, (0.9,), (0.9, 0.99, 0.999)):
+        with pytest.raises(ValueError, match=r"`Any\(betas=...\)` must be two numbers, got "):
+            require_rates("Any", {"betas": betas})

@@ -140,6 +140,14 @@ def test_parameters_that_cannot_be_trained_are_refused(params, message):
         Momentum(params)
 
 
+@pytest.mark.parametrize("params", [torch.nn.Linear(1, 1), None])
+def test_what_holds_no_parameters_is_refused(params):
+    with pytest.raises(
+        TypeError, match=r"`Momentum\(params=...\)` must be parameters .* such as `model.parameters\(\)`"
+    ):
+        Momentum(params)
+
+
 def test_sparse_gradients_are_refused_with_a_remedy():
     table = torch.nn.Embedding(3, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()

@@ -297,3 +297,14 @@ def test_bad_measurements_are_refused_and_change_nothing(gradients, batch_size, 
     with pytest.raises(ValueError, match=message):
         optimizer.update_hessian(gradients, batch_size)
     assert parameter not in optimizer.state
+
+
+def test_without_any_estimate_it_says_once_that_it_is_sign_descent():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = SophiaG([parameter])
+    parameter.grad = torch.ones(2)
+    for _ in range(19):
+        optimizer.step()
+    with pytest.warns(UserWarning, match=r"has taken 20 steps without .* Add the callback `GaussNewtonBartlett\(\)`"):
+        optimizer.step()
+    optimizer.step()
