@@ -25,7 +25,7 @@ LOWER_FLOORS = ("functional", "parameters", "optim", "transforms", "schedules", 
 TESTED_ELSEWHERE = {
     "lightning_stable/detectors/detector.py": "tests/contracts/test_detectors.py",
 }
-ABOUT_NO_SINGLE_MODULE = ("chaos", "contracts", "integration")
+ABOUT_NO_SINGLE_MODULE = ("chaos", "contracts", "distributed", "integration")
 
 
 def short(path):

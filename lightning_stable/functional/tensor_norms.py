@@ -124,7 +124,7 @@ def local(tensor: Any) -> Tensor:
         >>> local(tensor) is tensor
         True
     """
-    return tensor.tolocal() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _shards(tensor: Any) -> tuple[int, ...]:

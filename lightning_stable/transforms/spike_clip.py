@@ -4,11 +4,13 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lightning_stable.functional.spike_clip import spike_clip
-from lightning_stable.functional.tensor_norms import local
+from lightning_stable.functional.tensor_norms import local, reduce_over_shards, stacked
 from lightning_stable.transforms.shards import wide
 from lightning_stable.transforms.transform import Member, Transform
 
@@ -81,7 +83,7 @@ class SpikeClip(Transform):
         """Steps so far, and second moments where the optimizer has none."""
         return {
             "steps_taken": self._steps_taken,
-            "exp_avg_sq": {position: value.clone() for position, value in self._own.items()},
+            "exp_avg_sq": {position: _whole(value) for position, value in self._own.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -97,18 +99,21 @@ class SpikeClip(Transform):
         self._steps_taken += 1
         if self.reset_interval is not None and self._steps_taken % self.reset_interval == 0:
             self._own.clear()
-        changed, entries = torch.zeros((), device=members[0].gradient.device), 0
-        for member in members:
-            gradient, borrowed = local(member.gradient), self._borrowed(member.parameter)
-            exp_avg_sq = self._own_moment(member) if borrowed is None else borrowed
-            if self._is_clipping():
-                changed += self._clip(gradient, exp_avg_sq).to(changed)
-            if borrowed is None:
-                _remember(exp_avg_sq, gradient, self.beta2)
-            else:
-                self._own.pop(member.position, None)  # of the first step, before the optimizer had any
-            entries += gradient.numel()
-        self.clip_rate = changed / max(1, entries)
+        gradients = [member.gradient for member in members]
+        counts = stacked([self._clip_and_remember(member) for member in members], gradients)
+        counts = reduce_over_shards(counts, gradients, dist.ReduceOp.SUM)
+        self.clip_rate = counts.sum() / max(1, sum(gradient.numel() for gradient in gradients))
+
+    def _clip_and_remember(self, member: Member) -> Tensor:
+        """Return how many of this process's entries were clipped."""
+        gradient, borrowed = local(member.gradient), self._borrowed(member.parameter)
+        exp_avg_sq = self._own_moment(member) if borrowed is None else borrowed
+        count = self._clip(gradient, exp_avg_sq) if self._is_clipping() else torch.zeros(())
+        if borrowed is None:
+            _remember(exp_avg_sq, gradient, self.beta2)
+        else:
+            self._own.pop(member.position, None)  # of the first step, before the optimizer had any
+        return count
 
     def _clip(self, gradient: Tensor, exp_avg_sq: Tensor) -> Tensor:
         """Clip in place, and return how many entries that were."""
@@ -133,11 +138,19 @@ class SpikeClip(Transform):
         return local(exp_avg_sq) if fits else None
 
     def _own_moment(self, member: Member) -> Tensor:
-        gradient = local(member.gradient)
-        if member.position not in self._own:
-            self._own[member.position] = torch.zeros_like(gradient, dtype=wide(gradient))
-        self._own[member.position] = self._own[member.position].to(gradient.device)  # a loaded state lies on the host
-        return self._own[member.position]
+        """The part of it that this process holds; a loaded state is whole, and lies on the host."""
+        gradient, own = member.gradient, self._own.get(member.position)
+        if own is None:
+            own = torch.zeros_like(gradient, dtype=wide(gradient))
+        elif isinstance(gradient, DTensor) and not isinstance(own, DTensor):
+            own = distribute_tensor(own.to(gradient.device), gradient.device_mesh, gradient.placements)
+        self._own[member.position] = own.to(gradient.device)
+        return local(self._own[member.position])
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A copy of all shards together: asked for on all ranks alike."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
 def _remember(exp_avg_sq: Tensor, gradient: Tensor, beta2: float) -> None:
