@@ -24,16 +24,17 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 docs: $(STAMP)
 	$(BIN)/lightning-stable techniques --write README.md
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/lightning-stable bench overhead
+	$(BIN)/lightning-stable bench optimizers
 
 tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir runs

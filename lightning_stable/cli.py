@@ -28,6 +28,7 @@ commands:
   report RUN_DIR             incidents and final metrics as tables, and RUN_DIR/report.png
   techniques                 every public class and function, with one line on each
   bench overhead             what the callbacks cost per step
+  bench optimizers           what a step of the optimizers costs, in time and memory
 
 options:
   -h, --help                 this text; `lightning-stable COMMAND --help` says more
@@ -41,7 +42,14 @@ lightning-stable {__version__}
 
 _LIST_USAGE = "usage: lightning-stable list\n\nList the bundled recipes: name, what it shows, needs, about how long.\n"
 _SHOW_USAGE = "usage: lightning-stable show NAME\n\nPrint the YAML of the bundled recipe NAME.\n"
-_BENCH_USAGE = "usage: lightning-stable bench overhead [ARGUMENTS]\n\nMeasure what the callbacks cost per step.\n"
+_BENCH_USAGE = """\
+usage: lightning-stable bench MEASUREMENT [ARGUMENTS]
+
+measurements:
+  overhead      what the callbacks cost per step
+  optimizers    what a step of the optimizers costs, in time and memory; ratios to torch's AdamW
+"""
+_MEASUREMENTS = ("overhead", "optimizers")  # modules of `lightning_stable.bench`
 _NOT_FOR_CONFIGS = ("bench", "studies")
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 _EXTRAS = ("matplotlib", "rich", "sklearn")
@@ -193,11 +201,9 @@ def _bench(arguments: list[str]) -> int:
     if _asks_for_help(arguments[:1]):
         print(_BENCH_USAGE, end="")
         return 0
-    if arguments[:1] != ["overhead"]:
-        return _wrong("`bench` takes the name of a measurement: overhead")
-    from lightning_stable.bench.overhead import main as overhead
-
-    return overhead(arguments[1:]) or 0
+    if not arguments or arguments[0] not in _MEASUREMENTS:
+        return _wrong(f"`bench` takes the name of a measurement: {' or '.join(_MEASUREMENTS)}")
+    return import_module(f"lightning_stable.bench.{arguments[0]}").main(arguments[1:])
 
 
 def _asks_for_help(arguments: list[str]) -> bool:

@@ -72,6 +72,21 @@ def test_every_command_has_help(command, capsys):
     )
 
 
+@pytest.mark.parametrize("measurement", ["overhead", "optimizers"])
+def test_every_measurement_is_listed_and_has_help(measurement, capsys):
+    assert main(["bench", "--help"]) == 0
+    assert f"\n  {measurement} " in capsys.readouterr().out
+    assert main(["bench", measurement, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: lightning-stable bench {measurement} ")
+
+
+def test_a_measurement_is_made_and_what_it_refuses_is_exit_status_2(capsys):
+    assert main(["bench", "optimizers", "--sizes", "0.01M", "--rounds", "1", "--threads", "1"]) == 0
+    assert "\n  AdamW fused " in capsys.readouterr().out
+    assert main(["bench", "optimizers", "--rounds", "0"]) == 2
+    assert "must be a whole number, at least 1, got 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,7 +98,8 @@ def test_every_command_has_help(command, capsys):
         (["fit", "--recipe=zzz"], "there is no recipe 'zzz'; the recipes are charlm_adamw,"),
         (["fit", "--recipe"], "there is no recipe ''"),
         (["fit"], "`fit` needs `--recipe NAME` (`lightning-stable list` has the names) or `--config FILE`"),
-        (["bench"], "`bench` takes the name of a measurement: overhead"),
+        (["bench"], "`bench` takes the name of a measurement: overhead or optimizers"),
+        (["bench", "speed"], "`bench` takes the name of a measurement: overhead or optimizers"),
     ],
 )
 def test_a_wrong_command_line_is_exit_status_2_and_one_line(arguments, message, capsys):
