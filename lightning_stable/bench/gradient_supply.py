@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Kind = Literal["calm", "spiked", "ordinary"]
 
 SETS = 3
-"""After as many steps the gradients come round, at another scale."""
+"""After as many steps the gradients come round."""
 
 WARM_UP = 2 * SETS
 """Steps before calm gradients have the size they keep: half of what they had until then."""
@@ -66,20 +66,17 @@ class GradientSupply:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], device: torch.device, seed: int = 0) -> None:
         self.device = device
+        self.size = sum(map(math.prod, shapes))
         draw = torch.Generator(device).manual_seed(seed)
         self.parameters = [
             nn.Parameter(torch.randn(shape, generator=draw, device=device).mul_(0.02)) for shape in shapes
         ]
-        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._given = torch.zeros(self.size, device=device)  # all in one, so that it is filled at once
+        self.gradients = self._views(self._given)
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
-        self._sets = [[torch.randn(shape, generator=draw, device=device) for shape in shapes] for _ in range(SETS)]
-        self._largest = [[float(each.abs().amax()) for each in one] for one in self._sets]
-
-    @property
-    def size(self) -> int:
-        """Entries of all parameters."""
-        return sum(parameter.numel() for parameter in self.parameters)
+        self._sets = [torch.randn(self.size, generator=draw, device=device).mul_(_SIZE) for _ in range(SETS)]
+        self._ordinary_scales = self._make_calm()
 
     @torch.no_grad()
     def give(self, kind: Kind, step: int) -> None:
@@ -89,14 +86,26 @@ class GradientSupply:
             kind: Of the gradients.
             step: From 0; those below `WARM_UP` have no spikes.
         """
+        which = step % SETS
+        torch.mul(self._sets[which], 2.0 if step < WARM_UP and kind != "ordinary" else 1.0, out=self._given)
         for index, gradient in enumerate(self.gradients):
-            scale = _SIZE if kind == "ordinary" else self._calm_scale(index, step)
-            torch.mul(self._sets[step % SETS][index], scale, out=gradient)
-            if kind == "spiked" and step >= WARM_UP:
+            if kind == "ordinary":
+                gradient.mul_(self._ordinary_scales[which][index])
+            elif kind == "spiked" and step >= WARM_UP:
                 gradient.view(-1)[step % gradient.numel()] = 1e6 * _SIZE * step  # above the mean of those before
 
-    def _calm_scale(self, index: int, step: int) -> float:
-        """What makes the largest entries of a parameter's sets equal, on average as large as they are."""
-        own = self._largest[step % SETS][index]
-        mean = sum(largest[index] for largest in self._largest) / SETS
-        return (2 if step < WARM_UP else 1) * _SIZE * mean / own
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """One for each parameter, in its shape."""
+        parts = flat.split([parameter.numel() for parameter in self.parameters])
+        return [part.view(each.shape) for part, each in zip(parts, self.parameters, strict=True)]
+
+    def _make_calm(self) -> list[list[float]]:
+        """Make the largest entries of a parameter's sets equal, and return what would undo it, by set and parameter."""
+        sets = [self._views(flat) for flat in self._sets]
+        largest = [[float(each.abs().amax()) for each in views] for views in sets]
+        means = [sum(of_one) / SETS for of_one in zip(*largest, strict=True)]
+        scales = [[own / mean for own, mean in zip(of_set, means, strict=True)] for of_set in largest]
+        for views, of_set in zip(sets, scales, strict=True):
+            for view, scale in zip(views, of_set, strict=True):
+                view.div_(scale)
+        return scales

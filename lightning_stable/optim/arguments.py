@@ -78,10 +78,10 @@ def require_steps(call: str, at_least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        if not isinstance(value, int):
-            raise TypeError(f"`{call}({name}=...)` must be a whole number, got {value!r}.")
-        if value < at_least:
+        if not _number(call, name, value) >= at_least:  # NaN too
             raise ValueError(f"`{call}({name}=...)` must be at least {at_least}, got {value}.")
+        if value != int(value):
+            raise TypeError(f"`{call}({name}=...)` must be a whole number, got {value!r}.")
 
 
 def _number(call: str, name: str, value: Any) -> float:
