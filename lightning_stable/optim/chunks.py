@@ -44,17 +44,26 @@ def flat_chunks(tensors: Sequence[Tensor], gradient: Tensor) -> Iterator[tuple[l
         6.0
     """
     dtype = compute_dtype(tensors[0] if tensors else gradient)
-    flat = [each.contiguous().view(-1) for each in tensors]
-    flat_gradient = gradient.contiguous().view(-1)
     size = CHUNK if gradient.device.type == "cpu" else max(1, gradient.numel())
+    if gradient.numel() == 0:
+        return
+    if all(each.dtype == dtype and each.is_contiguous() for each in (*tensors, gradient)):
+        whole = [each.view(-1) for each in (*tensors, gradient)]
+        for *views, part in (
+            [whole] if gradient.numel() <= size else zip(*(each.split(size) for each in whole), strict=True)
+        ):
+            yield views, part
+        return
+    flat = [each.contiguous().view(-1) for each in tensors]  # a copy of what is not contiguous
+    flat_gradient = gradient.contiguous().view(-1)
     for start in range(0, gradient.numel(), size):
-        part = slice(start, start + size)
-        views = [each[part] for each in flat]
-        chunks = [view.to(dtype) for view in views]
-        yield chunks, flat_gradient[part].to(dtype)
-        for view, chunk in zip(views, chunks, strict=True):
-            if chunk is not view:
-                view.copy_(chunk)
+        chunk = slice(start, start + size)
+        views = [each[chunk] for each in flat]
+        copies = [view.to(dtype) for view in views]
+        yield copies, flat_gradient[chunk].to(dtype)
+        for view, copy in zip(views, copies, strict=True):
+            if copy is not view:
+                view.copy_(copy)
     for tensor, copy in zip(tensors, flat, strict=True):
         if not tensor.is_contiguous():
             tensor.copy_(copy.view(tensor.shape))

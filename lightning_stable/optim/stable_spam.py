@@ -227,6 +227,8 @@ def _extents(gradient: Tensor) -> list[_Extent]:
 
 def _clipped_square(gradient: Tensor, extents: list[_Extent], threshold: Any, largest: Any) -> Any:
     """The sum of squares after AdaClip."""
+    if gradient.device.type == "cpu" and not largest > threshold:
+        return sum(extent.square for extent in extents)
     total = 0.0
     for (_, chunk), extent in zip(flat_chunks([], gradient), extents, strict=True):
         if chunk.device.type == "cpu" and not extent.largest > threshold:
