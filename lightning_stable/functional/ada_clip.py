@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 
-def ada_clip(gradient: Tensor, threshold: float | Tensor, largest: float | Tensor) -> Tensor:
+def ada_clip(gradient: Tensor, threshold: float | Tensor, largest: float | Tensor, out: Tensor | None = None) -> Tensor:
     """Return a gradient whose entries above `threshold` are scaled by threshold / largest.
 
         g_i <- g_i threshold / max_j |g_j|   where |g_i| > threshold
@@ -19,15 +19,16 @@ def ada_clip(gradient: Tensor, threshold: float | Tensor, largest: float | Tenso
         gradient: Any shape, finite; not changed.
         threshold: Largest size of an entry that is left alone; a tensor where the device is to keep it.
         largest: Size of the largest entry, of the whole tensor if this is a part of it.
+        out: Where to put it, if not into a new tensor.
 
     Example:
         >>> ada_clip(torch.tensor([1.0, -4.0, 8.0]), threshold=2.0, largest=8.0).tolist()
         [1.0, -1.0, 2.0]
     """
     if isinstance(threshold, Tensor) or isinstance(largest, Tensor):
-        return torch.where(gradient.abs() > threshold, gradient * (threshold / largest), gradient)
+        return torch.where(gradient.abs() > threshold, gradient * (threshold / largest), gradient, out=out)
     above = torch.nn.functional.hardshrink(gradient, threshold)  # quicker than `where`: no booleans
-    return (gradient - above).add_(above, alpha=threshold / largest)
+    return torch.sub(gradient, above, out=out).add_(above, alpha=threshold / largest)
 
 
 def ada_clip_threshold(largest: Tensor, mean: Tensor, step: Tensor, theta: float) -> tuple[Tensor, Tensor]:

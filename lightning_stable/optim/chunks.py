@@ -12,6 +12,21 @@ from torch import Tensor
 
 CHUNK = 2**19  # elements: 2 MB of float32, of which a few fit into a cache; fewer would cost more calls than they save
 
+SMALL = 2**14  # elements; up to there, a call costs more than its arithmetic
+
+
+def is_small(gradient: Tensor) -> bool:
+    """Whether a gradient had better be worked on together with others: on the host alone, and if it is not empty.
+
+    Args:
+        gradient: Of a parameter.
+
+    Example:
+        >>> is_small(torch.zeros(10))
+        True
+    """
+    return gradient.device.type == "cpu" and 0 < gradient.numel() <= min(SMALL, CHUNK)
+
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:
     """Return the precision an update is computed in: float32, or float64 for float64 parameters.
@@ -67,3 +82,30 @@ def flat_chunks(tensors: Sequence[Tensor], gradient: Tensor) -> Iterator[tuple[l
     for tensor, copy in zip(tensors, flat, strict=True):
         if not tensor.is_contiguous():
             tensor.copy_(copy.view(tensor.shape))
+
+
+class Scratch:
+    """Room for what is computed of a chunk, used again for the next: new memory costs more than the arithmetic.
+
+    Example:
+        >>> scratch = Scratch()
+        >>> first = scratch.like(torch.ones(3))
+        >>> scratch.like(torch.zeros(2)).data_ptr() == first.data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[torch.dtype, Tensor] = {}
+
+    def like(self, chunk: Tensor) -> Tensor:
+        """Return a tensor like `chunk` with anything in it, whose memory is that of the one returned before.
+
+        Args:
+            chunk: One axis. On an accelerator, which keeps its memory by itself, the room is new.
+        """
+        if chunk.device.type != "cpu":
+            return torch.empty_like(chunk)
+        room = self._rooms.get(chunk.dtype)
+        if room is None or room.numel() < chunk.numel():
+            room = self._rooms[chunk.dtype] = torch.empty_like(chunk)
+        return room[: chunk.numel()]

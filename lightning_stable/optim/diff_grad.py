@@ -89,5 +89,5 @@ class DiffGrad(MomentOptimizer):
         friction = torch.sub(previous, gradient).abs_().sigmoid_()
         previous.copy_(gradient)
         adam = torch.zeros_like(parameter)  # a parameter at 0 becomes Adam's step
-        adamw_(adam, gradient, exp_avg, exp_avg_sq, step_size, group["betas"], group["eps"] * root)
+        adamw_([adam], [gradient], [exp_avg], [exp_avg_sq], step_size, group["betas"], group["eps"] * root)
         parameter.mul_(1 - lr * group["weight_decay"]).addcmul_(adam, friction)

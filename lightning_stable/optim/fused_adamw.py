@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW's arithmetic on one tensor, fused where torch has it, with the bias corrections left to the caller."""
+"""AdamW's arithmetic, fused where torch has it, with the bias corrections left to the caller."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +13,17 @@ _endless: dict[torch.device, Tensor] = {}
 
 
 def adamw_(
-    parameter: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
     step_size: float,
     betas: tuple[float, float],
     eps: float,
     decay: float = 0.0,
     fused: bool = True,
 ) -> None:
-    """Move a parameter and its moments by one step of AdamW, in place.
+    """Move parameters and their moments by one step of AdamW, in place.
 
         p <- (1 - decay) p
         m <- beta1 m + (1 - beta1) g,    v <- beta2 v + (1 - beta2) g^2
@@ -36,34 +36,34 @@ def adamw_(
     kernel corrects by itself, and is told that infinitely many steps were taken, when there is nothing to correct.
 
     Args:
-        parameter: Contiguous, floating-point; changed.
-        gradient: Of the parameter's size, like the rest; only read.
-        exp_avg: First moment m; changed.
-        exp_avg_sq: Second moment v; changed.
+        parameters: Contiguous, floating-point, on one device; changed.
+        gradients: Of the parameters' sizes, like the rest; only read.
+        exp_avgs: First moments m; changed.
+        exp_avg_sqs: Second moments v; changed.
         step_size: Learning rate, with the bias corrections.
         betas: Decay rates of the moments.
         eps: Added to the square root.
-        decay: Share of the parameter that is taken away first.
+        decay: Share of the parameters that is taken away first.
         fused: False for plain operations also where there is a fused kernel.
 
     Example:
         >>> parameter, m, v = torch.ones(2), torch.zeros(2), torch.zeros(2)
-        >>> adamw_(parameter, torch.tensor([3.0, -5.0]), m, v, step_size=0.1, betas=(0.0, 0.0), eps=0.0)
+        >>> adamw_([parameter], [torch.tensor([3.0, -5.0])], [m], [v], step_size=0.1, betas=(0.0, 0.0), eps=0.0)
         >>> parameter.tolist()
         [0.8999999761581421, 1.100000023841858]
     """
-    if parameter.numel() == 0:
-        return
-    if not (fused and _FUSED is not None and step_size and parameter.device.type in _DEVICES):
-        _plain_adamw_(parameter, gradient, exp_avg, exp_avg_sq, step_size, betas, eps, decay)
+    device = parameters[0].device
+    if not (fused and _FUSED is not None and step_size and device.type in _DEVICES):
+        for tensors in zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True):
+            _plain_adamw_(*tensors, step_size, betas, eps, decay)
         return
     _FUSED(
-        [parameter],
-        [gradient],
-        [exp_avg],
-        [exp_avg_sq],
+        parameters,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
         [],
-        [_endlessly_many_steps(parameter.device)],
+        [_endlessly_many_steps(device)] * len(parameters),
         lr=step_size,
         beta1=betas[0],
         beta2=betas[1],

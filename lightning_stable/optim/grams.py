@@ -81,5 +81,5 @@ class Grams(MomentOptimizer):
         root = math.sqrt(1 - beta2**member.step)
         step_size = lr * root / (1 - beta1**member.step)
         adam = torch.zeros_like(parameter)  # a parameter at 0 becomes Adam's step
-        adamw_(adam, gradient, exp_avg, exp_avg_sq, step_size, group["betas"], group["eps"] * root)
+        adamw_([adam], [gradient], [exp_avg], [exp_avg_sq], step_size, group["betas"], group["eps"] * root)
         parameter.mul_(1 - lr * group["weight_decay"]).addcmul_(adam.abs_(), gradient.sign(), value=-1)

@@ -133,10 +133,10 @@ class SPAM(MomentOptimizer):
         lr = float(group["lr"])
         correction = math.sqrt(1 - beta2**member.step) / (1 - beta1**member.step)
         adamw_(
-            parameter,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
+            [parameter],
+            [gradient],
+            [exp_avg],
+            [exp_avg_sq],
             step_size=lr * _lr_scale(group) * correction,
             betas=group["betas"],
             eps=group["eps"],

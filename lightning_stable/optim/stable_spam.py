@@ -15,7 +15,7 @@ from lightning_stable.functional.ada_clip import ada_clip, ada_clip_threshold
 from lightning_stable.functional.ada_grad_norm import NormHistory, ada_grad_norm
 from lightning_stable.functional.tensor_norms import local, reduce_over_shards, stacked
 from lightning_stable.optim.arguments import require_fraction, require_steps
-from lightning_stable.optim.chunks import flat_chunks
+from lightning_stable.optim.chunks import Scratch, compute_dtype, flat_chunks, is_small
 from lightning_stable.optim.fused_adamw import adamw_
 from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer
 
@@ -132,17 +132,32 @@ class StableSPAM(MomentOptimizer):
         alike: dict[torch.device, list[Member]] = {}
         for member in members:
             alike.setdefault(member.gradient.device, []).append(member)
+        scratch = Scratch()
         for neighbours in alike.values():
-            extents = [_extents(member.gradient) for member in neighbours]
-            limits = self._limits(group, neighbours, extents)
+            extents = _extents(neighbours)
+            limits = self._limits(group, neighbours, extents, scratch)
+            together: dict[tuple[Any, ...], list[tuple[Member, _Limit]]] = {}
             for member, parts, limit in zip(neighbours, extents, limits, strict=True):
-                if limit.finite:
-                    member.state["beta1_product"] *= group["betas"][0] * _beta_scale(group)
-                    self._step_limited(member, parts, limit, group)
-                else:
+                if not limit.finite:
                     member.state["step"] -= 1  # it was counted as if it were to be taken
+                    continue
+                member.state["beta1_product"] *= group["betas"][0] * _beta_scale(group)
+                if self._can_join(member):
+                    count = member.step, float(member.state["beta1_product"]), member.gradient.dtype
+                    together.setdefault(count, []).append((member, limit))
+                else:
+                    self._step_limited(member, parts, limit, group, scratch)
+            for pairs in together.values():
+                self._step_together(pairs, group)
 
-    def _limits(self, group: dict[str, Any], members: list[Member], extents: "list[list[_Extent]]") -> "list[_Limit]":
+    def _can_join(self, member: Member) -> bool:
+        tensors = [member.parameter, member.gradient, *(local(member.state[name]) for name in self._moments)]
+        dtype = compute_dtype(member.parameter)
+        return is_small(member.gradient) and all(each.dtype == dtype and each.is_contiguous() for each in tensors)
+
+    def _limits(
+        self, group: dict[str, Any], members: list[Member], extents: "list[list[_Extent]]", scratch: Scratch
+    ) -> "list[_Limit]":
         """Let the statistics see this step's gradients, and return what is to be done to each gradient."""
         sources, size = [member.source for member in members], abs(members[0].factor)
         statistics = torch.stack([member.state["statistics"] for member in members])
@@ -151,7 +166,7 @@ class StableSPAM(MomentOptimizer):
         mean, threshold = ada_clip_threshold(size * largest, mean, count + 1, group["theta"])
         bounds = list(zip(_numbers(threshold / size), _numbers(largest), strict=True))
         squares = [
-            _clipped_square(member.gradient, parts, *bound)
+            _clipped_square(member.gradient, parts, *bound, scratch)
             for member, parts, bound in zip(members, extents, bounds, strict=True)
         ]
         norm = size * _gathered(squares, sources, dist.ReduceOp.SUM).sqrt()
@@ -164,30 +179,57 @@ class StableSPAM(MomentOptimizer):
         known = finite.tolist() if finite.device.type == "cpu" else [True] * len(members)
         return [_Limit(*bound, *rest) for bound, *rest in zip(bounds, _numbers(factor), known, strict=True)]
 
-    def _step_limited(self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any]) -> None:
+    def _step_limited(
+        self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any], scratch: Scratch
+    ) -> None:
         tensors = [member.parameter, *(local(member.state[name]) for name in self._moments)]
         for (chunks, gradient), extent in zip(flat_chunks(tensors, member.gradient), extents, strict=True):
             on_host = gradient.device.type == "cpu"
+            limited = scratch.like(gradient)
             if not on_host or extent.largest > limit.threshold:
-                gradient = ada_clip(gradient, limit.threshold, limit.largest)
-            update = self._update_known if on_host else self._update_finite
-            update(chunks, gradient * limit.factor, member, group)
+                gradient = ada_clip(gradient, limit.threshold, limit.largest, out=limited)
+            torch.mul(gradient, limit.factor, out=limited)
+            if on_host:  # and so known to be finite
+                self._update(chunks[0], limited, chunks[1:], member, group)
+            else:
+                self._update_finite(chunks, limited, member, group)
 
-    def _update_known(self, chunks: list[Tensor], gradient: Tensor, member: Member, group: dict[str, Any]) -> None:
-        self._update(chunks[0], gradient, chunks[1:], member, group)
+    def _step_together(self, pairs: "list[tuple[Member, _Limit]]", group: dict[str, Any]) -> None:
+        """Update small tensors that have taken equally many steps in one go."""
+        clipped = [
+            ada_clip(member.gradient, limit.threshold, limit.largest)
+            if limit.largest > limit.threshold
+            else member.gradient
+            for member, limit in pairs
+        ]
+        limited = list(torch._foreach_mul(clipped, [limit.factor for _, limit in pairs]))
+        members = [member for member, _ in pairs]
+        exp_avgs, exp_avg_sqs = ([local(member.state[name]) for member in members] for name in self._moments)
+        self._move([member.parameter for member in members], limited, exp_avgs, exp_avg_sqs, members[0], group)
 
     def _update(
         self, parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor], member: Member, group: dict[str, Any]
     ) -> None:
-        exp_avg, exp_avg_sq = moments
+        self._move([parameter], [gradient], [moments[0]], [moments[1]], member, group)
+
+    def _move(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        member: Member,
+        group: dict[str, Any],
+    ) -> None:
+        """Update tensors that have taken as many steps as `member`."""
         beta1, beta2 = group["betas"]
         lr = float(group["lr"])
         correction2 = math.sqrt(1 - beta2**member.step)
         adamw_(
-            parameter,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
+            parameters,
+            gradients,
+            exp_avgs,
+            exp_avg_sqs,
             step_size=lr * correction2 / (1 - float(member.state["beta1_product"])),
             betas=(beta1 * _beta_scale(group), beta2),
             eps=group["eps"] * correction2,
@@ -213,19 +255,30 @@ class _Limit:
     finite: bool
 
 
-def _extents(gradient: Tensor) -> list[_Extent]:
-    """The second and third look at a chunk find it in the cache."""
+def _extents(members: list[Member]) -> list[list[_Extent]]:
+    """How large each gradient is, chunk by chunk; the small ones are looked at in one go."""
+    small = [member.gradient for member in members if is_small(member.gradient)]
+    norms = (torch._foreach_norm(small, order, dtype=torch.float64) for order in (torch.inf, 2))
+    found = iter(zip(*(torch.stack(each).tolist() for each in norms), strict=True)) if small else iter(())
     extents = []
-    for _, chunk in flat_chunks([], gradient):
-        low, high, square = chunk.amin(), chunk.amax(), torch.dot(chunk, chunk)
-        if chunk.device.type == "cpu":  # max() would not see a NaN, but then `square` is one
-            extents.append(_Extent(max(-low.item(), high.item()), square.item()))
+    for member in members:
+        if is_small(member.gradient):
+            largest, norm = next(found)
+            extents.append([_Extent(largest, norm * norm)])
         else:
-            extents.append(_Extent(torch.maximum(-low, high), square))
+            extents.append([_extent(chunk) for _, chunk in flat_chunks([], member.gradient)])
     return extents
 
 
-def _clipped_square(gradient: Tensor, extents: list[_Extent], threshold: Any, largest: Any) -> Any:
+def _extent(chunk: Tensor) -> _Extent:
+    """The second look at a chunk finds it in the cache."""
+    (low, high), square = chunk.aminmax(), torch.dot(chunk, chunk)
+    if chunk.device.type == "cpu":  # max() would not see a NaN, but then `square` is one
+        return _Extent(max(-low.item(), high.item()), square.item())
+    return _Extent(torch.maximum(-low, high), square)
+
+
+def _clipped_square(gradient: Tensor, extents: list[_Extent], threshold: Any, largest: Any, scratch: Scratch) -> Any:
     """The sum of squares after AdaClip."""
     if gradient.device.type == "cpu" and not largest > threshold:
         return sum(extent.square for extent in extents)
@@ -234,8 +287,9 @@ def _clipped_square(gradient: Tensor, extents: list[_Extent], threshold: Any, la
         if chunk.device.type == "cpu" and not extent.largest > threshold:
             total = total + extent.square
         else:
-            clipped = ada_clip(chunk, threshold, largest)
-            total = total + torch.dot(clipped, clipped).double()
+            clipped = ada_clip(chunk, threshold, largest, out=scratch.like(chunk))
+            square = torch.dot(clipped, clipped)
+            total = total + (square.item() if chunk.device.type == "cpu" else square.double())
     return total
 
 
@@ -246,8 +300,11 @@ def _maximum(values: Iterable[Any]) -> Any:
 
 def _gathered(values: list[Any], sources: list[Tensor], operation: Any) -> Tensor:
     """One value per tensor, combined over its shards."""
-    scalars = [torch.as_tensor(value, dtype=torch.float64) for value in values]
-    return reduce_over_shards(stacked(scalars, sources), sources, operation)
+    if any(isinstance(value, Tensor) for value in values):
+        together = stacked([torch.as_tensor(value) for value in values], sources)
+    else:
+        together = torch.tensor(values, dtype=torch.float64, device=sources[0].device)
+    return reduce_over_shards(together, sources, operation)
 
 
 def _numbers(values: Tensor) -> Any:

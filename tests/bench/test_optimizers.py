@@ -47,8 +47,8 @@ def clipped_of(name, module, function, monkeypatch):
     """How many times `function` changed something in each step."""
     counts = []
 
-    def noted(gradient, *args):
-        result = function(gradient, *args)
+    def noted(gradient, *args, **options):
+        result = function(gradient, *args, **options)
         counts[-1:] = [counts[-1] + (not torch.equal(result, gradient))] if counts else []
         return result
 

@@ -37,3 +37,10 @@ def test_a_constant_gradient_is_never_clipped():
         largest = torch.tensor(3.0, dtype=torch.float64)
         mean, threshold = ada_clip_threshold(largest, mean, step, 0.999)
         assert threshold.item() == pytest.approx(3.0, rel=1e-12)
+
+
+def test_what_it_returns_can_be_put_where_it_is_wanted():
+    gradient, out = torch.tensor([3.0, -8.0]), torch.zeros(2)
+    assert ada_clip(gradient, 4.0, 8.0, out=out) is out
+    assert out.tolist() == [3.0, -4.0]
+    assert torch.equal(ada_clip(gradient, torch.tensor(4.0), torch.tensor(8.0), out=torch.ones(2)), out)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lightning_stable.optim import chunks
-from lightning_stable.optim.chunks import compute_dtype, flat_chunks
+from lightning_stable.optim.chunks import Scratch, compute_dtype, flat_chunks, is_small
 
 LAYOUTS = {
     "contiguous": lambda: torch.arange(12.0).reshape(3, 4),
@@ -36,3 +36,16 @@ def test_what_is_done_to_the_chunks_is_done_to_the_tensors(layout, dtype, size, 
 
 def test_without_a_tensor_to_change_only_the_gradient_is_walked_over():
     assert [(parts, part.tolist()) for parts, part in flat_chunks([], torch.ones(2))] == [([], [1.0, 1.0])]
+
+
+def test_scratch_is_as_large_as_what_it_is_asked_for_and_of_its_precision():
+    scratch = Scratch()
+    for size, dtype in ((3, torch.float32), (7, torch.float32), (2, torch.float64), (0, torch.float32)):
+        room = scratch.like(torch.ones(size, dtype=dtype))
+        assert (room.shape, room.dtype) == ((size,), dtype)
+
+
+@pytest.mark.parametrize(("numel", "small"), [(0, False), (1, True), (4, True), (5, False)])
+def test_a_small_tensor_is_not_larger_than_a_chunk_and_not_empty(numel, small, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 4)
+    assert is_small(torch.zeros(numel)) == small

@@ -101,8 +101,10 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("small", [2**14, 0])  # tensors of up to so many elements are moved together
 @pytest.mark.parametrize("total_steps", [None, 30, 500])
-def test_it_follows_its_equations_through_spikes_resets_and_missing_gradients(total_steps):
+def test_it_follows_its_equations_through_spikes_resets_and_missing_gradients(total_steps, small, monkeypatch):
+    monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", small)
     settings = {**SETTINGS, "total_steps": total_steps}
     start = parameters()
     by_hand = stable_spam_by_hand([p.flatten().tolist() for p in start], STEPS, **settings)
