@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.optim import AdamW
 
 from lightning_stable.bench.gradient_supply import WARM_UP, GradientSupply, transformer_shapes
 from lightning_stable.bench.optimizer_table import FOREACH, FUSED, RIVAL, SPIKING, Table, make_table
-from lightning_stable.bench.overhead import _at_least_one, _machine, _write
+from lightning_stable.bench.report import at_least_one, machine, new_file, write_json
 from lightning_stable.bench.step_turns import Entry, take_turns
 from lightning_stable.optim import LAMB, SPAM, AdamAtan2, DiffGrad, Grams, SophiaG, StableSPAM
 
@@ -40,15 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     threads_before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
-        machine = _machine(arguments.threads)
-        if arguments.device.type == "cuda":
-            machine += f", {torch.cuda.get_device_name()}"
-        print(machine, flush=True)
+        where = machine(arguments.threads, arguments.device)
+        print(where, flush=True)
         tables = measure(arguments.sizes, arguments.rounds, arguments.device, everything=arguments.all)
     finally:
         torch.set_num_threads(threads_before)
     if arguments.json:
-        _write(arguments.json, {"machine": machine, **{size: table.as_json() for size, table in tables.items()}})
+        write_json(arguments.json, {"machine": where, **{size: table.as_json() for size, table in tables.items()}})
     return 0
 
 
@@ -139,12 +136,12 @@ def _sophia(parameters: list[nn.Parameter]) -> SophiaG:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-stable bench optimizers", description=__doc__)
-    parser.add_argument("--rounds", type=_at_least_one, default=15, help="of one step each (default: 15)")
-    parser.add_argument("--threads", type=_at_least_one, default=2, help="of torch (default: 2)")
+    parser.add_argument("--rounds", type=at_least_one, default=15, help="of one step each (default: 15)")
+    parser.add_argument("--threads", type=at_least_one, default=2, help="of torch (default: 2)")
     parser.add_argument("--sizes", type=_sizes, default="10M,50M", help="numbers of parameters (default: 10M,50M)")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--all", action="store_true", help="the other optimizers, too (9 GB for 50M, instead of 6)")
-    parser.add_argument("--json", type=_new_file, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers there, too")
     return parser
 
 
@@ -168,13 +165,6 @@ def _device(text: str) -> torch.device:
     if text == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("must be cpu here: torch finds no CUDA device")
     return torch.device(text)
-
-
-def _new_file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text}")
-    return path
 
 
 def _show_progress(size: str, doing: str | None) -> None:

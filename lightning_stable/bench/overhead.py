@@ -2,15 +2,11 @@
 """What the callbacks cost a step: interleaved in one process, as ratios to the bare Trainer."""
 
 import argparse
-import json
-import platform
 import statistics
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import SpikeDetection
@@ -18,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_stable.bench.interleaved import CYCLE, Make, ratios, seconds_per_step
+from lightning_stable.bench.report import at_least_one, machine, new_file, write_json
 from lightning_stable.callbacks import MomentumReset
 from lightning_stable.guard import Halt, SkipStep, SpikeGuard
 from lightning_stable.monitors import AttentionEntropyMonitor, GradientNormMonitor
@@ -91,9 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: 2
     """
     parser = argparse.ArgumentParser(prog="lightning-stable bench overhead", description=__doc__)
-    parser.add_argument("--rounds", type=_at_least_one, default=12, help=f"of {CYCLE} steps each (default: 12)")
-    parser.add_argument("--threads", type=_at_least_one, default=1, help="of torch (default: 1, which is steadiest)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--rounds", type=at_least_one, default=12, help=f"of {CYCLE} steps each (default: 12)")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="of torch (default: 1, which is steadiest)")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args(argv)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
@@ -102,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads_before)
     if arguments.json:
-        _write(arguments.json, {"machine": _machine(arguments.threads), **_as_json(report)})
+        write_json(arguments.json, {"machine": machine(arguments.threads), **_as_json(report)})
     return 0
 
 
@@ -116,7 +113,7 @@ def measure(rounds: int) -> dict[str, list[Row]]:
         >>> list(measure.__annotations__)
         ['rounds', 'return']
     """
-    print(_machine(torch.get_num_threads()))
+    print(machine(torch.get_num_threads()))
     report = {}
     for title, runs, to_rows, factor in (
         ("a step of charlm_stable's model", _charlm_runs(), charlm_rows, 1),
@@ -203,22 +200,5 @@ def _tiny(callbacks: Any) -> tuple[LightningModule, Any, list[Callback]]:
     return _TinyMLP(), DataLoader(batches, batch_size=None), callbacks()
 
 
-def _machine(threads: int) -> str:
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
-    return f"{versions}, {threads} CPU thread{'s' * (threads > 1)}"
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text}")
-    return int(text)
-
-
 def _as_json(report: dict[str, list[Row]]) -> dict[str, Any]:
     return {title: [asdict(row) | {"is_over": row.is_over} for row in rows] for title, rows in report.items()}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
