@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stable-SPAM's adaptive spike-aware clipping of single entries."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def ada_clip(gradient: Tensor, threshold: float | Tensor, largest: float | Tenso
     return torch.sub(gradient, above, out=out).add_(above, alpha=threshold / largest)
 
 
-def ada_clip_threshold(largest: Tensor, mean: Tensor, step: Tensor, theta: float) -> tuple[Tensor, Tensor]:
+def ada_clip_threshold(largest: Any, mean: Any, step: Any, theta: float) -> tuple[Any, Any]:
     """Return the running mean of the largest entry, and the threshold that follows from it.
 
         M <- theta M + (1 - theta) max|g|,    threshold = M / (1 - theta^step)
@@ -43,9 +45,9 @@ def ada_clip_threshold(largest: Tensor, mean: Tensor, step: Tensor, theta: float
     after each reset. Here `step` counts what M has seen.
 
     Args:
-        largest: max|g| of this step; any shape, like the rest.
-        mean: M.
-        step: Gradients that M has seen, this one included.
+        largest: max|g| of this step: a tensor, or a number.
+        mean: M, the same.
+        step: Gradients that M has seen, this one included; the same.
         theta: Decay rate.
 
     Returns:

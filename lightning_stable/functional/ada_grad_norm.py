@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stable-SPAM's adaptive normalisation of the gradient's norm."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
 class NormHistory(NamedTuple):
-    """What is remembered of a tensor's gradient norms; tensors of any one shape.
+    """What is remembered of a tensor's gradient norms; tensors of any one shape, or numbers.
 
     Args:
         mean: Running mean of the norm, m.
@@ -21,10 +21,10 @@ class NormHistory(NamedTuple):
         1.0
     """
 
-    mean: Tensor
-    mean_sq: Tensor
-    mean_weight: Tensor
-    mean_sq_weight: Tensor
+    mean: Any
+    mean_sq: Any
+    mean_weight: Any
+    mean_sq_weight: Any
 
     @classmethod
     def start(cls, like: Tensor) -> "NormHistory":
@@ -33,8 +33,8 @@ class NormHistory(NamedTuple):
 
 
 def ada_grad_norm(
-    norm: Tensor, history: NormHistory, gamma1: float, gamma2: float, eps: float = 1e-8
-) -> tuple[NormHistory, Tensor]:
+    norm: Any, history: NormHistory, gamma1: float, gamma2: float, eps: float = 1e-8
+) -> tuple[NormHistory, Any]:
     """Return the history with one norm more, and the factor that normalises the gradient of that norm.
 
         m <- gamma1 m + (1 - gamma1) ||g||,    v <- gamma2 v + (1 - gamma2) ||g||^2
@@ -47,8 +47,8 @@ def ada_grad_norm(
     v have really seen.
 
     Args:
-        norm: l2 norms; one axis, or none.
-        history: Of the same shape.
+        norm: l2 norms: a tensor, or a number.
+        history: The same.
         gamma1: Decay rate of the mean.
         gamma2: Decay rate of the mean square.
         eps: Added to the square root.
@@ -63,10 +63,12 @@ def ada_grad_norm(
     """
     history = NormHistory(
         gamma1 * history.mean + (1 - gamma1) * norm,
-        gamma2 * history.mean_sq + (1 - gamma2) * norm.square(),
+        gamma2 * history.mean_sq + (1 - gamma2) * (norm * norm),
         gamma1 * history.mean_weight,
         gamma2 * history.mean_sq_weight,
     )
     typical = history.mean / (1 - history.mean_weight)
-    spread = (history.mean_sq / (1 - history.mean_sq_weight)).sqrt() + eps
-    return history, torch.where(norm > 0, typical / spread / norm, 1.0)
+    spread = (history.mean_sq / (1 - history.mean_sq_weight)) ** 0.5 + eps
+    if isinstance(norm, Tensor):
+        return history, torch.where(norm > 0, typical / spread / norm, 1.0)
+    return history, typical / spread / norm if norm > 0 else 1.0

@@ -129,15 +129,15 @@ class StableSPAM(MomentOptimizer):
             state["beta1_product"].fill_(1.0)
 
     def _step_group(self, group: dict[str, Any], members: list[Member]) -> None:
-        alike: dict[torch.device, list[Member]] = {}
-        for member in members:
-            alike.setdefault(member.gradient.device, []).append(member)
         scratch = Scratch()
-        for neighbours in alike.values():
-            extents = _extents(neighbours)
-            limits = self._limits(group, neighbours, extents, scratch)
+        for batch in _batches(members):
+            extents = _extents(batch)
+            if _is_on_host_alone(batch[0]) and len(batch) == 1:
+                limits = [self._limit(group, batch[0], extents[0], scratch)]
+            else:
+                limits = self._limits(group, batch, extents, scratch)
             together: dict[tuple[Any, ...], list[tuple[Member, _Limit]]] = {}
-            for member, parts, limit in zip(neighbours, extents, limits, strict=True):
+            for member, parts, limit in zip(batch, extents, limits, strict=True):
                 if not limit.finite:
                     member.state["step"] -= 1  # it was counted as if it were to be taken
                     continue
@@ -178,6 +178,20 @@ class StableSPAM(MomentOptimizer):
         factor = torch.where(finite, factor * members[0].factor, torch.nan)  # NaN: left out entry by entry
         known = finite.tolist() if finite.device.type == "cpu" else [True] * len(members)
         return [_Limit(*bound, *rest) for bound, *rest in zip(bounds, _numbers(factor), known, strict=True)]
+
+    def _limit(self, group: dict[str, Any], member: Member, extents: "list[_Extent]", scratch: Scratch) -> "_Limit":
+        """The same for one tensor of the host alone, with Python's numbers."""
+        mean, count, *history = member.state["statistics"].tolist()
+        largest, size = _maximum(part.largest for part in extents), abs(member.factor)
+        mean, threshold = ada_clip_threshold(size * largest, mean, count + 1, group["theta"])
+        square = _clipped_square(member.gradient, extents, threshold / size, largest, scratch)
+        norm = size * math.sqrt(square)
+        gamma1 = group["gamma1"] * _beta_scale(group)
+        history, factor = ada_grad_norm(norm, NormHistory(*history), gamma1, group["gamma2"], group["eps"])
+        finite = math.isfinite(largest) and math.isfinite(norm)
+        if finite:
+            member.state["statistics"].copy_(torch.tensor([mean, count + 1, *history], dtype=torch.float64))
+        return _Limit(threshold / size, largest, factor * member.factor, finite)
 
     def _step_limited(
         self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any], scratch: Scratch
@@ -253,6 +267,21 @@ class _Limit:
     largest: Any
     factor: Any
     finite: bool
+
+
+def _is_on_host_alone(member: Member) -> bool:
+    """Whether nobody else has a shard of it, and its numbers can be read without waiting for an accelerator."""
+    return member.gradient.device.type == "cpu" and member.source is member.gradient
+
+
+def _batches(members: list[Member]) -> list[list[Member]]:
+    """Members to be looked at together before any of them is moved: a large one of the host alone is so by itself."""
+    batches: dict[Any, list[Member]] = {}
+    for index, member in enumerate(members):
+        alone = _is_on_host_alone(member)
+        key = index if alone and not is_small(member.gradient) else (member.gradient.device, alone)
+        batches.setdefault(key, []).append(member)
+    return list(batches.values())
 
 
 def _extents(members: list[Member]) -> list[list[_Extent]]:
