@@ -145,9 +145,15 @@ class Outcome:
     trainer: Trainer | None = None
 
 
-def run(
+def run(batches, callbacks=(), **arguments) -> Outcome:
+    """Train on `batches` and return everything that must be equal; what the run writes is gone after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _run(batches, callbacks, **{"default_root_dir": folder, **arguments})
+
+
+def _run(
     batches,
-    callbacks=(),
+    callbacks,
     model: Callable[[], LightningModule] = Net,
     epochs=2,
     num_workers=0,
@@ -156,7 +162,6 @@ def run(
     after=lambda trainer: None,
     **trainer_arguments,
 ) -> Outcome:
-    """Train on `batches` for `epochs` and return everything that must be equal."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -171,7 +176,6 @@ def run(
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
-        "default_root_dir": tempfile.mkdtemp(),
         **trainer_arguments,
     }
     trainer = Trainer(callbacks=list(callbacks), **arguments)
