@@ -42,7 +42,7 @@ def test_list_shows_every_recipe_with_what_it_takes(capsys):
         line = next(line for line in lines if line.split(" ")[0] == recipe.name)
         assert line.endswith(f"{recipe.shows} (needs {recipe.needs}; {recipe.takes})")
     assert lines[-2] == "Start one: lightning-stable fit --recipe NAME"
-    assert "--recipe PART, where PART is one of optimizers/adamp, " in lines[-1]
+    assert "--recipe PART, where PART is one of optimizers/adahessian, " in lines[-1]
 
 
 def test_show_prints_the_yaml_as_it_is(capsys):

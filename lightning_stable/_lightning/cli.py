@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """LightningCLI with schedules that step per optimizer step, and with errors instead of tracebacks.
 
-Private attributes: `LightningCLI._get` (a value of the subcommand's config).
+Private attributes: `LightningCLI._get` (a value of the subcommand's config) and
+`_add_configure_optimizers_method_to_model` (what it calls between model and trainer).
 """
 
+import inspect
 import math
 import os
+import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -30,6 +33,7 @@ from torch.optim import Optimizer
 from lightning_stable._lightning.parser import ShortErrorParser
 from lightning_stable._lightning.quiet import quiet
 from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
+from lightning_stable.optim.muon_groups import muon_groups
 from lightning_stable.parameters import param_groups
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc"}
@@ -67,6 +71,7 @@ class StableCLI(LightningCLI):
 
     - A schedule whose `total_steps` is None gets the number of optimizer steps of the run.
     - `--optimizer` with a weight decay leaves norms and biases without one, as `parameters.param_groups` does.
+    - `--optimizer=pytorch_optimizer.Muon`, or another with an AdamW for the rest, gets groups from `optim.muon_groups`.
     - `--lr_scheduler` without `--optimizer` schedules the optimizer that the model configures itself; LightningCLI
       drops such a schedule without a word.
     - `ReduceLROnPlateau` keeps its `monitor` and its pace, once per validation epoch.
@@ -114,8 +119,11 @@ class StableCLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             self.parser.error(str(error), error)
 
-    def after_instantiate_classes(self) -> None:
-        """Give the optimizer its groups; schedule the model's own when a schedule but no optimizer was given."""
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Give the optimizer its groups; schedule the model's own when a schedule but no optimizer was given.
+
+        Lightning's method gives every optimizer the plain list of parameters, which some refuse.
+        """
         optimizer = self._get(self.config_init, "optimizer")
         schedule = self._get(self.config_init, "lr_scheduler")
         if not optimizer and not schedule:
@@ -123,6 +131,8 @@ class StableCLI(LightningCLI):
         make = (
             partial(_instantiate, optimizer=optimizer) if optimizer else partial(_own, self.model.configure_optimizers)
         )
+        if optimizer:
+            _schedule(make(self.model), schedule)  # what they refuse shows before the run begins
         configure = partial(_configure, make=make, schedule=schedule)
         update_wrapper(configure, self.configure_optimizers)  # Lightning looks at the wrapped function
         self.model.configure_optimizers = MethodType(configure, self.model)  # type: ignore[method-assign]
@@ -189,12 +199,17 @@ def _size(model: LightningModule) -> str:
 
 def _configure(model: LightningModule, make: Callable[[LightningModule], Optimizer], schedule: Any) -> Any:
     optimizer = make(model)
-    scheduler = instantiate_class(optimizer, schedule) if schedule else None
-    return StableCLI.configure_optimizers(model, optimizer, scheduler)
+    return StableCLI.configure_optimizers(model, optimizer, _schedule(optimizer, schedule))
+
+
+def _schedule(optimizer: Optimizer, schedule: dict[str, Any] | None) -> Any:
+    return instantiate_class(optimizer, schedule) if schedule else None
 
 
 def _instantiate(model: LightningModule, optimizer: dict[str, Any]) -> Optimizer:
-    """The optimizer of the configuration; norms and biases do not decay."""
+    """The optimizer of the configuration; norms and biases do not decay, and Muon's like get matrices and the rest."""
+    if "adamw_lr" in inspect.signature(pkgutil.resolve_name(optimizer["class_path"])).parameters:
+        return instantiate_class(muon_groups(model), optimizer)
     weight_decay = optimizer.get("init_args", {}).get("weight_decay")
     if not weight_decay or any(is_lazy(parameter) for parameter in model.parameters()):
         return instantiate_class(model.parameters(), optimizer)

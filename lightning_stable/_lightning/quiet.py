@@ -17,8 +17,6 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"The '.*' does not have many workers", UserWarning),
     # Said wherever SLURM is installed; a run of one process needs no `srun`.
     (r"The `srun` command is available on your system but is not used", UserWarning),
-    # Which is what `--optimizer` is for.
-    (r"`.*\.configure_optimizers` will be overridden by `StableCLI\.configure_optimizers`", UserWarning),
 )
 _MESSAGES = (
     "💡 Tip: For seamless cloud",  # advertises litlogger to whoever logs to something else

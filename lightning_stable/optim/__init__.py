@@ -7,6 +7,7 @@ from lightning_stable.optim.grams import Grams as Grams
 from lightning_stable.optim.lamb import LAMB as LAMB
 from lightning_stable.optim.moment_optimizer import MomentOptimizer as MomentOptimizer
 from lightning_stable.optim.moments import reset_moments as reset_moments
+from lightning_stable.optim.muon_groups import muon_groups as muon_groups
 from lightning_stable.optim.sam import SAM as SAM
 from lightning_stable.optim.scaling_rules import LionSettings as LionSettings
 from lightning_stable.optim.scaling_rules import lamb_lr as lamb_lr

@@ -29,7 +29,8 @@ SECOND_MOMENTS = frozenset(
         "row_var",  # Adafactor, and the two below
         "col_var",
         "variance",
-        "hessian",  # SophiaG
+        "hessian",  # SophiaG; of AdaHessian the estimate of this step
+        "exp_hessian_diag_sq",  # AdaHessian
         "mu_product",  # NAdam: the product its bias correction divides by
         "beta1_product",  # StableSPAM: likewise
     }

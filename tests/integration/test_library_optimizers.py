@@ -15,7 +15,9 @@ import torch
 import yaml
 from torch import nn
 
+from lightning_stable.callbacks import CreateGraph
 from lightning_stable.guard import Rollback, SkipStep, SpikeGuard
+from lightning_stable.optim import reset_moments
 from tests.faulty_runs import Net, TextNet, assert_same, make_batches, run
 from tests.small_fit import LIGHTNING_CLI_WARNS, small_fit
 
@@ -302,6 +304,17 @@ def test_a_run_that_is_saved_and_loaded_in_the_middle_ends_the_same_to_the_last_
     assert_same(resumed.state_dict(), whole.state_dict())
 
 
+@pytest.mark.parametrize("name", ["lion", "adamp", "adahessian", "muon"])  # the others remember gradients or weights
+def test_after_a_reset_of_all_moments_it_goes_on_as_if_new(name):
+    rows, shapes = gradients(SHAPES[::2], missing=False), SHAPES[::2]
+    used = MAKE[name]([nn.Parameter(weight) for weight in start(shapes)])
+    middle = [take_step(used, row) for row in rows[:20]][-1]
+    assert reset_moments(used, "all") > 0
+    new = MAKE[name]([nn.Parameter(weight) for weight in middle])
+    for row in rows[20:25]:
+        assert_same(take_step(used, row), take_step(new, row))
+
+
 @each
 def test_bfloat16_stays_bfloat16_and_finite(make):
     first = start(SHAPES[::2], torch.bfloat16)
@@ -360,11 +373,12 @@ def test_adahessian_needs_a_module_that_keeps_the_graph_in_backward():
     assert run(make_batches(3), model=partial(KeepsGraph, optimizer=make), epochs=1).global_step == 3
     with pytest.raises(RuntimeError, match="does not require grad"):
         run(make_batches(3), model=partial(Net, optimizer=make))
+    assert run(make_batches(3), [CreateGraph()], model=partial(Net, optimizer=make), epochs=1).global_step == 3
 
 
 @pytest.mark.parametrize("recipe", ["charlm_adamw", "charlm_stable"])
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings(LIGHTNING_CLI_WARNS, "ignore:`CharLM.conf", "ignore:.*the run ends inside the warmup")
+@pytest.mark.filterwarnings(LIGHTNING_CLI_WARNS, "ignore:.*the run ends inside the warmup")
 def test_a_preset_starts_with_a_recipe(path, recipe, tmp_path, monkeypatch):
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")

@@ -13,10 +13,7 @@ from lightning_stable.studies.run_log import read_run
 from lightning_stable.testbeds import CharLM, DigitsClassifier
 from tests.small_fit import LIGHTNING_CLI_WARNS, full_fit, small_fit
 
-pytestmark = [
-    pytest.mark.filterwarnings(LIGHTNING_CLI_WARNS),
-    pytest.mark.filterwarnings("ignore:`(CharLM|DigitsClassifier).configure_optimizers` will be overridden"),
-]
+pytestmark = pytest.mark.filterwarnings(LIGHTNING_CLI_WARNS)
 
 CHARLM = ("charlm_spam", "charlm_stable_spam", "charlm_sophia")
 PREVENTING = ("charlm_spam", "charlm_stable_spam")

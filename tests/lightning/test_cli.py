@@ -112,7 +112,6 @@ def test_accumulated_batches_are_one_step_of_the_schedule(rates):
     assert rates == [expected[0], expected[0], expected[1], expected[1], expected[2], expected[2]]
 
 
-@pytest.mark.filterwarnings("ignore:.*will be overridden by")
 def test_optimizer_and_schedule_replace_those_of_the_model(rates):
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
     cli = fit(optimizer=sgd, lr_scheduler=rex(None))
@@ -120,7 +119,17 @@ def test_optimizer_and_schedule_replace_those_of_the_model(rates):
     assert rates == expected_rates(6, base=0.5, total_steps=6)
 
 
-@pytest.mark.filterwarnings("ignore:.*will be overridden by")
+def test_muon_gets_the_matrices_and_its_adamw_the_rest(rates):
+    pytest.importorskip("pytorch_optimizer")
+    muon = {"class_path": "pytorch_optimizer.Muon", "init_args": {"lr": 0.02, "weight_decay": 0.1, "adamw_lr": 3e-3}}
+    groups = fit(optimizer=muon, lr_scheduler=rex(None)).trainer.optimizers[0].param_groups
+    assert [(group["use_muon"], group["initial_lr"], group["weight_decay"]) for group in groups] == [
+        (True, 0.02, 0.1),
+        (False, 3e-3, 0.0),
+        (False, 3e-3, 0.0),
+    ]
+
+
 def test_norms_and_biases_do_not_decay(rates):
     adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.5, "weight_decay": 0.1}}
     cli = fit(optimizer=adamw, lr_scheduler=rex(None))
@@ -132,7 +141,6 @@ def test_norms_and_biases_do_not_decay(rates):
     assert len(fit(optimizer=adamw).trainer.optimizers[0].param_groups) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*will be overridden by")
 def test_an_optimizer_alone_has_no_schedule(rates):
     fit(optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}})
     assert rates == [0.5] * 6

@@ -9,7 +9,6 @@ import warnings
 
 import pytest
 from lightning.fabric.plugins.environments import slurm
-from lightning.pytorch import cli
 from lightning.pytorch.trainer import setup, trainer
 from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector
@@ -23,7 +22,6 @@ NAMED = {
     _pytree: "isinstance(",
     logger_connector: "For seamless cloud",
     setup: "TPU available: ",
-    cli: "configure_optimizers` will be overridden by ",
     trainer: "Loading `train_dataloader` to estimate number of stepping batches",
 }
 
@@ -38,7 +36,6 @@ def test_lightning_still_says_it_in_these_words(module):
     [
         ("The 'train_dataloader' does not have many workers which may be a bottleneck.", UserWarning),
         ("The `srun` command is available on your system but is not used. HINT: ...", UserWarning),
-        ("`Net.configure_optimizers` will be overridden by `StableCLI.configure_optimizers`.", UserWarning),
         ("`isinstance(treespec, LeafSpec)` is deprecated, use ... instead.", FutureWarning),
     ],
 )
