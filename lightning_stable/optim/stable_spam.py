@@ -40,9 +40,9 @@ class StableSPAM(MomentOptimizer):
     1 (there: the old moments, corrected as if fresh). The corrections of AdaClip and AdaGN are those of what they have
     seen; there, clipping is off for hundreds of steps after each reset. The cosine stays at eta_min after the end;
     there, it rises again. Bias correction knows that beta1 changes. Every counter is in the `state_dict`. A tensor
-    whose gradient holds NaN or infinity is left out of the step as a whole. Gradients are left as they were. Largest
-    entry and norm are those of the whole tensor where it is sharded. There is no `amsgrad`, whose maximum no reset
-    reaches.
+    whose gradient holds NaN or infinity, or has a norm too large to be squared, is left out of the step as a whole.
+    Gradients are left as they were. Largest entry and norm are those of the whole tensor where it is sharded. There is
+    no `amsgrad`, whose maximum no reset reaches.
 
     As AdaGN makes every tensor's gradient about 1 in norm, parameters of one element take steps of lr.
 
@@ -286,9 +286,10 @@ def _batches(members: list[Member]) -> list[list[Member]]:
 
 def _extents(members: list[Member]) -> list[list[_Extent]]:
     """How large each gradient is, chunk by chunk; the small ones are looked at in one go."""
-    small = [member.gradient for member in members if is_small(member.gradient)]
-    norms = (torch._foreach_norm(small, order, dtype=torch.float64) for order in (torch.inf, 2))
-    found = iter(zip(*(torch.stack(each).tolist() for each in norms), strict=True)) if small else iter(())
+    gradients = (member.gradient for member in members if is_small(member.gradient))
+    small = [gradient.to(compute_dtype(gradient)) for gradient in gradients]
+    norms = (torch._foreach_norm(small, order) for order in (torch.inf, 2))
+    found = iter(zip(*([norm.item() for norm in each] for each in norms), strict=True)) if small else iter(())
     extents = []
     for member in members:
         if is_small(member.gradient):

@@ -204,8 +204,10 @@ def test_a_resume_is_bit_identical(stop, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(run(second, range(stop, 50)), expected, strict=True))
 
 
+@pytest.mark.parametrize("small", [2**14, 0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_tensor_with_a_nan_or_infinity_is_left_out_as_a_whole(bad):
+def test_a_tensor_with_a_nan_or_infinity_is_left_out_as_a_whole(bad, small, monkeypatch):
+    monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", small)
     broken, healthy = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
     twin = torch.nn.Parameter(torch.zeros(3))
     optimizer, undisturbed = StableSPAM([broken, healthy], lr=0.1), StableSPAM([twin], lr=0.1)
@@ -219,6 +221,20 @@ def test_a_tensor_with_a_nan_or_infinity_is_left_out_as_a_whole(bad):
     assert torch.equal(broken, twin)
     for name, value in optimizer.state[broken].items():
         assert torch.equal(value, undisturbed.state[twin][name])
+
+
+@pytest.mark.parametrize("small", [2**14, 0])
+def test_a_first_gradient_that_is_too_large_to_be_squared_is_left_out(small, monkeypatch):
+    monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", small)
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = StableSPAM([parameter], lr=0.1)
+    parameter.grad = torch.tensor([1e20, 1.0])
+    optimizer.step()
+    assert not parameter.any()
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert parameter.isfinite().all()
+    assert parameter.all()
 
 
 def test_gradients_are_left_as_they_were():
