@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-from importlib import metadata
 
 import pytest
 import torch
@@ -128,8 +127,6 @@ def test_an_entry_that_was_not_finite_keeps_the_gradient_before_it():
 
 def test_it_agrees_with_pytorch_optimizer_where_that_has_friction():
     theirs = pytest.importorskip("pytorch_optimizer")
-    if int(metadata.version("pytorch_optimizer").split(".")[0]) < 4:
-        pytest.skip("its diffGrad is plain Adam before version 4")
     ours = run(DiffGrad([parameter()], lr=0.05, eps=0.0, weight_decay=0.1), gradients()[:4])
     other = run(theirs.DiffGrad([parameter()], lr=0.05, eps=0.0, weight_decay=0.1), gradients()[:4])
     torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)

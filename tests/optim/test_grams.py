@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-from importlib import metadata
 
 import pytest
 import torch
@@ -130,8 +129,6 @@ def test_an_entry_without_gradient_stays_although_it_has_momentum():
 
 def test_it_agrees_with_pytorch_optimizer_since_its_average_is_the_right_way_round():
     theirs = pytest.importorskip("pytorch_optimizer")
-    if int(metadata.version("pytorch_optimizer").split(".")[0]) < 4:
-        pytest.skip("its Grams averages the wrong way round before version 4")
     ours = run(Grams([parameter()], lr=0.05, weight_decay=0.1), gradients()[:4])
     other = run(theirs.Grams([parameter()], lr=0.05, weight_decay=0.1), gradients()[:4])
     torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)
