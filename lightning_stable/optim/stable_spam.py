@@ -2,7 +2,7 @@
 """Stable-SPAM: AdamW behind two adaptive limits on the gradient, which forgets its momentum now and then."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,37 +161,39 @@ class StableSPAM(MomentOptimizer):
         """Let the statistics see this step's gradients, and return what is to be done to each gradient."""
         sources, size = [member.source for member in members], abs(members[0].factor)
         statistics = torch.stack([member.state["statistics"] for member in members])
-        mean, count, *history = statistics.unbind(1)
         largest = _gathered([_maximum(part.largest for part in parts) for parts in extents], sources, dist.ReduceOp.MAX)
-        mean, threshold = ada_clip_threshold(size * largest, mean, count + 1, group["theta"])
-        bounds = list(zip(_numbers(threshold / size), _numbers(largest), strict=True))
-        squares = [
-            _clipped_square(member.gradient, parts, *bound, scratch)
-            for member, parts, bound in zip(members, extents, bounds, strict=True)
-        ]
-        norm = size * _gathered(squares, sources, dist.ReduceOp.SUM).sqrt()
-        gamma1 = group["gamma1"] * _beta_scale(group)
-        history, factor = ada_grad_norm(norm, NormHistory(*history), gamma1, group["gamma2"], group["eps"])
+        every_largest = _numbers(largest)
+
+        def clipped_norm(threshold: Tensor) -> Tensor:
+            bounds = zip(_numbers(threshold), every_largest, strict=True)
+            squares = [
+                _clipped_square(member.gradient, parts, *bound, scratch)
+                for member, parts, bound in zip(members, extents, bounds, strict=True)
+            ]
+            return _gathered(squares, sources, dist.ReduceOp.SUM).sqrt()
+
+        threshold, norm, factor, seen = _follow(list(statistics.unbind(1)), largest, clipped_norm, size, group)
         finite = largest.isfinite() & norm.isfinite()
-        seen = torch.where(finite.unsqueeze(1), torch.stack([mean, count + 1, *history], dim=1), statistics)
+        seen = torch.where(finite.unsqueeze(1), torch.stack(seen, dim=1), statistics)
         torch._foreach_copy_([member.state["statistics"] for member in members], list(seen.unbind()))
         factor = torch.where(finite, factor * members[0].factor, torch.nan)  # NaN: left out entry by entry
         known = finite.tolist() if finite.device.type == "cpu" else [True] * len(members)
-        return [_Limit(*bound, *rest) for bound, *rest in zip(bounds, _numbers(factor), known, strict=True)]
+        each = zip(_numbers(threshold), every_largest, _numbers(factor), known, strict=True)
+        return [_Limit(*limit) for limit in each]
 
     def _limit(self, group: dict[str, Any], member: Member, extents: "list[_Extent]", scratch: Scratch) -> "_Limit":
         """The same for one tensor of the host alone, with Python's numbers."""
-        mean, count, *history = member.state["statistics"].tolist()
-        largest, size = _maximum(part.largest for part in extents), abs(member.factor)
-        mean, threshold = ada_clip_threshold(size * largest, mean, count + 1, group["theta"])
-        square = _clipped_square(member.gradient, extents, threshold / size, largest, scratch)
-        norm = size * math.sqrt(square)
-        gamma1 = group["gamma1"] * _beta_scale(group)
-        history, factor = ada_grad_norm(norm, NormHistory(*history), gamma1, group["gamma2"], group["eps"])
+        largest = _maximum(part.largest for part in extents)
+
+        def clipped_norm(threshold: float) -> float:
+            return math.sqrt(_clipped_square(member.gradient, extents, threshold, largest, scratch))
+
+        statistics = member.state["statistics"]
+        threshold, norm, factor, seen = _follow(statistics.tolist(), largest, clipped_norm, abs(member.factor), group)
         finite = math.isfinite(largest) and math.isfinite(norm)
         if finite:
-            member.state["statistics"].copy_(torch.tensor([mean, count + 1, *history], dtype=torch.float64))
-        return _Limit(threshold / size, largest, factor * member.factor, finite)
+            statistics.copy_(torch.tensor(seen, dtype=torch.float64))
+        return _Limit(threshold, largest, factor * member.factor, finite)
 
     def _step_limited(
         self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any], scratch: Scratch
@@ -267,6 +269,21 @@ class _Limit:
     largest: Any
     factor: Any
     finite: bool
+
+
+def _follow(
+    statistics: list[Any], largest: Any, clipped_norm: Callable[[Any], Any], size: float, group: dict[str, Any]
+) -> tuple[Any, Any, Any, list[Any]]:
+    """AdaClip and AdaGN of gradients found in `.grad` as g / size: the threshold there, norm, factor, and statistics.
+
+    Numbers, or tensors of one per gradient; `clipped_norm` returns the norm in `.grad` after clipping at a threshold.
+    """
+    mean, count, *history = statistics
+    mean, threshold = ada_clip_threshold(size * largest, mean, count + 1, group["theta"])
+    norm = size * clipped_norm(threshold / size)
+    gamma1 = group["gamma1"] * _beta_scale(group)
+    history, factor = ada_grad_norm(norm, NormHistory(*history), gamma1, group["gamma2"], group["eps"])
+    return threshold / size, norm, factor, [mean, count + 1, *history]
 
 
 def _is_on_host_alone(member: Member) -> bool:

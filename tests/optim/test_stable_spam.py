@@ -12,13 +12,15 @@ SHAPES = [(10, 8), (13,), (), (3, 2, 4)]
 
 
 def gradients(step):
-    """Gradients with spikes of entries and of all, missing ones and all-zero ones, the same for the same step."""
+    """Gradients with spikes of entries and of all, sparse rows, missing and all-zero ones, alike for the same step."""
     generator = torch.Generator().manual_seed(1000 + step)
     found = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
     if step % 9 == 4:
         found = [gradient * 1000 for gradient in found]
     if step % 7 == 3:
         found[0][2, 3] = -300.0
+    if step % 6:
+        found[0][6:] = 0.0  # rows of rare tokens
     if step % 5 == 2:
         found[1] = None
     if step % 11 == 6:
@@ -101,10 +103,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("small", [2**14, 0])  # tensors of up to so many elements are moved together
+@pytest.mark.parametrize(
+    ("small", "alone"), [(2**14, True), (0, True), (0, False)], ids=["together", "one by one", "as if sharded"]
+)
 @pytest.mark.parametrize("total_steps", [None, 30, 500])
-def test_it_follows_its_equations_through_spikes_resets_and_missing_gradients(total_steps, small, monkeypatch):
+def test_it_follows_its_equations_through_spikes_resets_and_missing_gradients(total_steps, small, alone, monkeypatch):
     monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", small)
+    monkeypatch.setattr("lightning_stable.optim.stable_spam._is_on_host_alone", lambda member: alone)
     settings = {**SETTINGS, "total_steps": total_steps}
     start = parameters()
     by_hand = stable_spam_by_hand([p.flatten().tolist() for p in start], STEPS, **settings)
