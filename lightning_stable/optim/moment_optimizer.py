@@ -183,8 +183,9 @@ class MomentOptimizer(Optimizer, ABC):
             state = self.state[parameter]
             if not state:
                 state.update(self._new_state(parameter, group))
-            state["step"] += 1
             members.append(Member(local(parameter), local(parameter.grad), parameter.grad, factor, state, index))
+        if members:
+            torch._foreach_add_([member.state["step"] for member in members], 1)
         return members
 
     def _listed(self, params: Any) -> list[Any]:

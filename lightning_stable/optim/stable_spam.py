@@ -130,29 +130,46 @@ class StableSPAM(MomentOptimizer):
 
     def _step_group(self, group: dict[str, Any], members: list[Member]) -> None:
         scratch = Scratch()
-        for batch in _batches(members):
+        large, batches = _batches(members)
+        self._step_large(large, group, scratch)
+        for batch in batches:
             extents = _extents(batch)
-            if _is_on_host_alone(batch[0]) and len(batch) == 1:
-                limits = [self._limit(group, batch[0], extents[0], scratch)]
-            else:
-                limits = self._limits(group, batch, extents, scratch)
             together: dict[tuple[Any, ...], list[tuple[Member, _Limit]]] = {}
+            limits = self._limits(group, batch, extents, scratch)
             for member, parts, limit in zip(batch, extents, limits, strict=True):
-                if not limit.finite:
-                    member.state["step"] -= 1  # it was counted as if it were to be taken
-                    continue
-                member.state["beta1_product"] *= group["betas"][0] * _beta_scale(group)
-                if self._can_join(member):
+                if self._counts(member, limit, group) and self._can_join(member):
                     count = member.step, float(member.state["beta1_product"]), member.gradient.dtype
                     together.setdefault(count, []).append((member, limit))
-                else:
+                elif limit.finite:
                     self._step_limited(member, parts, limit, group, scratch)
             for pairs in together.values():
                 self._step_together(pairs, group)
 
+    def _step_large(self, members: list[Member], group: dict[str, Any], scratch: Scratch) -> None:
+        """Update tensors of the host alone one by one, so that the second look at a gradient finds it in the cache."""
+        if not members:
+            return
+        every = [member.state["statistics"] for member in members]
+        seen = torch.stack(every).tolist()
+        for index, member in enumerate(members):
+            extents = [_extent(chunk) for _, chunk in flat_chunks([], member.gradient)]
+            limit, statistics = self._limit(group, member, extents, seen[index], scratch)
+            if self._counts(member, limit, group):
+                seen[index] = statistics
+                self._step_limited(member, extents, limit, group, scratch)
+        torch._foreach_copy_(every, list(torch.tensor(seen, dtype=torch.float64).unbind()))
+
+    def _counts(self, member: Member, limit: "_Limit", group: dict[str, Any]) -> bool:
+        """Whether the step is one for this tensor; `step` was counted as if it were."""
+        if limit.finite:
+            member.state["beta1_product"] *= group["betas"][0] * _beta_scale(group)
+        else:
+            member.state["step"] -= 1
+        return limit.finite
+
     def _can_join(self, member: Member) -> bool:
-        tensors = [member.parameter, member.gradient, *(local(member.state[name]) for name in self._moments)]
         dtype = compute_dtype(member.parameter)
+        tensors = [member.parameter, member.gradient, *(local(member.state[name]) for name in self._moments)]
         return is_small(member.gradient) and all(each.dtype == dtype and each.is_contiguous() for each in tensors)
 
     def _limits(
@@ -181,19 +198,18 @@ class StableSPAM(MomentOptimizer):
         each = zip(_numbers(threshold), every_largest, _numbers(factor), known, strict=True)
         return [_Limit(*limit) for limit in each]
 
-    def _limit(self, group: dict[str, Any], member: Member, extents: "list[_Extent]", scratch: Scratch) -> "_Limit":
-        """The same for one tensor of the host alone, with Python's numbers."""
+    def _limit(
+        self, group: dict[str, Any], member: Member, extents: "list[_Extent]", statistics: list[float], scratch: Scratch
+    ) -> "tuple[_Limit, list[float]]":
+        """The same for one tensor of the host alone, with Python's numbers; returns the statistics, too."""
         largest = _maximum(part.largest for part in extents)
 
         def clipped_norm(threshold: float) -> float:
             return math.sqrt(_clipped_square(member.gradient, extents, threshold, largest, scratch))
 
-        statistics = member.state["statistics"]
-        threshold, norm, factor, seen = _follow(statistics.tolist(), largest, clipped_norm, abs(member.factor), group)
+        threshold, norm, factor, seen = _follow(statistics, largest, clipped_norm, abs(member.factor), group)
         finite = math.isfinite(largest) and math.isfinite(norm)
-        if finite:
-            statistics.copy_(torch.tensor(seen, dtype=torch.float64))
-        return _Limit(threshold, largest, factor * member.factor, finite)
+        return _Limit(threshold, largest, factor * member.factor, finite), seen
 
     def _step_limited(
         self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any], scratch: Scratch
@@ -291,30 +307,30 @@ def _is_on_host_alone(member: Member) -> bool:
     return member.gradient.device.type == "cpu" and member.source is member.gradient
 
 
-def _batches(members: list[Member]) -> list[list[Member]]:
-    """Members to be looked at together before any of them is moved: a large one of the host alone is so by itself."""
-    batches: dict[Any, list[Member]] = {}
-    for index, member in enumerate(members):
+def _batches(members: list[Member]) -> tuple[list[Member], list[list[Member]]]:
+    """The large ones of the host alone, and those to be looked at together before any of them is moved."""
+    large, batches = [], {}
+    for member in members:
         alone = _is_on_host_alone(member)
-        key = index if alone and not is_small(member.gradient) else (member.gradient.device, alone)
-        batches.setdefault(key, []).append(member)
-    return list(batches.values())
+        if alone and not is_small(member.gradient):
+            large.append(member)
+        else:
+            batches.setdefault((member.gradient.device, alone), []).append(member)
+    return large, list(batches.values())
 
 
 def _extents(members: list[Member]) -> list[list[_Extent]]:
     """How large each gradient is, chunk by chunk; the small ones are looked at in one go."""
-    gradients = (member.gradient for member in members if is_small(member.gradient))
-    small = [gradient.to(compute_dtype(gradient)) for gradient in gradients]
+    gradients = [member.gradient for member in members]
+    small = [gradient.to(compute_dtype(gradient)) for gradient in gradients if is_small(gradient)]
     norms = (torch._foreach_norm(small, order) for order in (torch.inf, 2))
-    found = iter(zip(*([norm.item() for norm in each] for each in norms), strict=True)) if small else iter(())
-    extents = []
-    for member in members:
-        if is_small(member.gradient):
-            largest, norm = next(found)
-            extents.append([_Extent(largest, norm * norm)])
-        else:
-            extents.append([_extent(chunk) for _, chunk in flat_chunks([], member.gradient)])
-    return extents
+    found = iter(zip(*(torch.stack(each).tolist() for each in norms), strict=True)) if small else iter(())
+    return [
+        [_Extent(largest, norm * norm) for largest, norm in [next(found)]]
+        if is_small(gradient)
+        else [_extent(chunk) for _, chunk in flat_chunks([], gradient)]
+        for gradient in gradients
+    ]
 
 
 def _extent(chunk: Tensor) -> _Extent:
