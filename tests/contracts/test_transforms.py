@@ -9,12 +9,11 @@ import random
 import jsonargparse
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import lightning_stable.transforms as room
+from tests.distributed.processes import of_both, on_two_ranks
 
 STEPS = 40
 SHAPES = [(4, 3), (3, 2, 2), (6,), (1,), (), (0,), (0, 4), (2, 5)]
@@ -305,12 +304,10 @@ def test_it_constructs_from_yaml(kind):
 # Sharded parameters
 
 
-def compare_sharded_with_whole(rank, rendezvous, kinds):
-    """One process of two."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+def compare_sharded_with_whole(rank, folder):
+    """On one rank of two."""
     mesh = init_device_mesh("cpu", (2,))
-    for kind in kinds:
+    for kind in TRANSFORMS:
         for axis in (0, 1):
             placed = [Shard(axis) if len(shape) > axis else Replicate() for shape in SHAPES]
             whole, one, other = parameters(), kind(), kind()
@@ -333,9 +330,8 @@ def compare_sharded_with_whole(rank, rendezvous, kinds):
                             right.grad.full_tensor(), left.grad, rtol=1e-4, atol=1e-5, equal_nan=True, msg=kind.__name__
                         )
                 torch.testing.assert_close(other.clip_rate, one.clip_rate)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_sharded_gradients_come_out_as_whole_ones_do(tmp_path):
-    mp.spawn(compare_sharded_with_whole, args=(tmp_path / "rendezvous", TRANSFORMS), nprocs=2)
+    assert of_both(on_two_ranks({"compare": compare_sharded_with_whole}, tmp_path), "compare") == [None, None]

@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAM on parameters of which each of two processes holds a half."""
 
-import os
-
 import pytest
 import torch
 from torch import nn
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from lightning_stable.optim.sam import SAM
+from tests.distributed.processes import of_both, on_two_ranks
 
 
 @pytest.mark.slow
 def test_over_shards_the_norm_is_that_of_the_whole(tmp_path):
-    torch.multiprocessing.spawn(check, args=(str(tmp_path / "store"),), nprocs=2)
+    assert of_both(on_two_ranks({"check": check}, tmp_path), "check") == [None, None]
 
 
-def check(rank, store):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def check(rank, folder):
     mesh = init_device_mesh("cpu", (2,))
     whole = nn.Parameter(torch.arange(1.0, 13.0).view(4, 3))
     shard = nn.Parameter(distribute_tensor(whole.detach().clone(), mesh, [Shard(0)]))
@@ -27,7 +23,6 @@ def check(rank, store):
         for weight in (whole, shard):
             train(weight, adaptive)
         torch.testing.assert_close(shard.full_tensor(), whole.detach())
-    torch.distributed.destroy_process_group()
 
 
 def train(weight, adaptive):
