@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """NaN and infinity are anomalies; everything else is not."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from lightning_stable.detectors.detector import Detector, Verdict, is_finite
+from lightning_stable.detectors.scan import Scan, as_values
 
 
 class NonFinite(Detector):
@@ -30,3 +34,8 @@ class NonFinite(Detector):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """There is no state."""
+
+    def scan(self, values: Iterable[float]) -> Scan:
+        """Judge all of `values` at once."""
+        infinite = ~np.isfinite(as_values(values))
+        return Scan(infinite, np.where(infinite, np.inf, 0.0), np.full(len(infinite), np.inf))

@@ -4,11 +4,13 @@ import pytest
 from lightning_stable.detectors import MedianDeviation, Verdict
 
 
-def test_update_is_judge_and_then_accept_unless_an_anomaly():
+def test_update_is_judge_and_then_accept_or_reject():
     together, apart = MedianDeviation(warmup=2), MedianDeviation(warmup=2)
     for value in (1.0, 1.1, 0.9, 50.0, float("nan"), 1.0):
         expected = apart.judge(value)
-        if not expected.is_anomaly:
+        if expected.is_anomaly:
+            apart.reject(value)
+        else:
             apart.accept(value)
         assert together.update(value) == expected
     assert together.state_dict() == apart.state_dict()

@@ -36,7 +36,9 @@ def test_it_matches_its_definition(seed, min_rise, min_ratio):
     values = [3.0 + 0.2 * rng.gauss(0, 1) + (5.0 if rng.random() < 0.05 else 0.0) for _ in range(400)]
     values[50] = float("nan")
     values[60] = float("-inf")
-    detector = MedianDeviation(window=33, threshold=4.0, warmup=7, min_rise=min_rise, min_ratio=min_ratio)
+    detector = MedianDeviation(
+        window=33, threshold=4.0, warmup=7, min_rise=min_rise, min_ratio=min_ratio, rebaseline=None
+    )
     verdicts = [detector.update(value).is_anomaly for value in values]
     expected, window = reference_median_deviation(values, 33, 4.0, 7, min_rise, min_ratio)
     assert verdicts == expected
@@ -44,13 +46,55 @@ def test_it_matches_its_definition(seed, min_rise, min_ratio):
     assert any(verdicts)
 
 
-def test_a_cluster_of_spikes_does_not_become_the_norm():
+def warmed(**arguments):
     rng = random.Random(0)
-    detector = MedianDeviation(window=32, warmup=16)
-    for _ in range(64):
+    detector = MedianDeviation(**arguments)
+    for _ in range(200):
         detector.update(2.0 + 0.05 * rng.gauss(0, 1))
+    return detector
+
+
+def test_a_cluster_of_spikes_does_not_become_the_norm():
+    detector = warmed(window=32, warmup=16, rebaseline=None)
     assert all(detector.update(6.0).is_anomaly for _ in range(200))
     assert not detector.update(2.0).is_anomaly
+
+
+@pytest.mark.parametrize(("window", "spikes"), [(32, 16), (64, 16), (128, 32)])
+def test_more_than_a_quarter_of_the_window_is_a_new_level(window, spikes):
+    detector = warmed(window=window, warmup=8)
+    assert [detector.update(6.0 + 0.01 * index).is_anomaly for index in range(40)] == [True] * spikes + [False] * (
+        40 - spikes
+    )
+    assert detector.update(6.0).score < 3.0  # judged by the new level from here on
+    assert detector.update(12.0).is_anomaly
+
+
+def test_spikes_are_counted_over_one_window_only():
+    detector = warmed(window=64, warmup=8)
+    for _ in range(8):  # one value in eight, forever
+        assert [detector.update(value).is_anomaly for value in [2.0] * 7 + [6.0]] == [False] * 7 + [True]
+    for _ in range(100):
+        assert [detector.update(value).is_anomaly for value in [2.0] * 7 + [6.0]] == [False] * 7 + [True]
+
+
+def test_with_a_delay_values_just_below_the_limit_do_not_lift_it():
+    def alarms(delay):
+        detector = warmed(window=32, warmup=16, delay=delay)
+        rise = [2.0 + 0.015 * index for index in range(60)]
+        return [index for index, value in enumerate(rise) if detector.update(value).is_anomaly]
+
+    assert alarms(delay=0) == []  # each takes the limit up a little for the next one
+    assert alarms(delay=32)
+
+
+def test_values_are_compared_with_what_is_older_than_the_delay():
+    detector = MedianDeviation(window=4, warmup=2, delay=3, min_rise=0.5, rebaseline=None)
+    for value in (1.0, 1.0, 5.0, 5.0, 5.0):
+        detector.accept(value)
+    assert detector.judge(1.6).is_anomaly
+    assert not detector.judge(1.5).is_anomaly
+    assert len(detector.state_dict()["values"]) == 5
 
 
 def test_a_fall_is_never_an_anomaly():
@@ -118,6 +162,8 @@ def test_a_shorter_window_takes_the_latest_values_of_a_longer_one():
         ({"window": 8, "warmup": 9}, r"must be from 2 to window=8, got 9"),
         ({"min_rise": -0.1}, r"must be finite and at least 0, got -0.1"),
         ({"min_ratio": 0.5}, r"must be finite and at least 1, got 0.5"),
+        ({"delay": -1}, r"`MedianDeviation\(delay=...\)` must be at least 0, got -1"),
+        ({"rebaseline": 0.0}, r"`MedianDeviation\(rebaseline=...\)` must be above 0 and at most 1, or `None`, got 0.0"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value_and_its_bound(arguments, message):
