@@ -29,6 +29,7 @@ commands:
   techniques                 every public class and function, with one line on each
   bench overhead             what the callbacks cost per step
   bench optimizers           what a step of the optimizers costs, in time and memory
+  bench detectors            what the detectors find in labelled curves, and how often they are wrong
 
 options:
   -h, --help                 this text; `lightning-stable COMMAND --help` says more
@@ -48,8 +49,9 @@ usage: lightning-stable bench MEASUREMENT [ARGUMENTS]
 measurements:
   overhead      what the callbacks cost per step
   optimizers    what a step of the optimizers costs, in time and memory; ratios to torch's AdamW
+  detectors     what the detectors find in labelled curves, and how often they are wrong
 """
-_MEASUREMENTS = ("overhead", "optimizers")  # modules of `lightning_stable.bench`
+_MEASUREMENTS = ("overhead", "optimizers", "detectors")  # modules of `lightning_stable.bench`
 _NOT_FOR_CONFIGS = ("bench", "studies")
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 _EXTRAS = ("matplotlib", "rich", "sklearn")
@@ -202,7 +204,7 @@ def _bench(arguments: list[str]) -> int:
         print(_BENCH_USAGE, end="")
         return 0
     if not arguments or arguments[0] not in _MEASUREMENTS:
-        return _wrong(f"`bench` takes the name of a measurement: {' or '.join(_MEASUREMENTS)}")
+        return _wrong(f"`bench` takes the name of a measurement: {', '.join(_MEASUREMENTS)}")
     return import_module(f"lightning_stable.bench.{arguments[0]}").main(arguments[1:])
 
 

@@ -3,7 +3,6 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from torch.optim import AdamW
 
 from lightning_stable.bench.gradient_supply import WARM_UP, GradientSupply, transformer_shapes
 from lightning_stable.bench.optimizer_table import FOREACH, FUSED, RIVAL, SPIKING, Table, make_table
-from lightning_stable.bench.report import at_least_one, machine, new_file, write_json
+from lightning_stable.bench.report import at_least_one, machine, new_file, show_progress, write_json
 from lightning_stable.bench.step_turns import Entry, take_turns
 from lightning_stable.optim import LAMB, SPAM, AdamAtan2, DiffGrad, Grams, SophiaG, StableSPAM
 
@@ -168,8 +167,4 @@ def _device(text: str) -> torch.device:
 
 
 def _show_progress(size: str, doing: str | None) -> None:
-    if not sys.stderr.isatty():
-        return
-    text = "" if doing is None else f"{size}: {doing}"
-    sys.stderr.write(f"\r{text:<70}" + "\r" * (doing is None))
-    sys.stderr.flush()
+    show_progress(None if doing is None else f"{size}: {doing}")

@@ -4,6 +4,7 @@
 import argparse
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def new_file(text: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text}")
     return path
+
+
+def show_progress(doing: str | None) -> None:
+    """Show on a terminal what is being measured; nothing where the output goes to a file.
+
+    Args:
+        doing: In a few words; `None` to wipe it away.
+
+    Example:
+        >>> show_progress(None)
+    """
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{doing or '':<70}" + "\r" * (doing is None))
+        sys.stderr.flush()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ Array = NDArray[np.float64]
 class WindowDetector(Detector, ABC):
     """Calls a value an anomaly that is too far above the centre of a window of accepted ones.
 
-    The window are the latest `window` accepted values that have at least `delay` accepted ones after them:
+    The window are the latest `window` accepted values that have at least `delay` accepted ones after them (fewer as
+    long as there would be less than `warmup` values to compare with):
 
         anomaly  <=>  value is not finite,  or  value > center + max(rise, min_rise)
 
@@ -116,7 +117,8 @@ class WindowDetector(Detector, ABC):
 
     def _known_limit(self) -> tuple[float, float, float]:
         if self._limit is None:
-            compared = self._accepted[: len(self._accepted) - self.delay][-self.window :]
+            oldest = max(len(self._accepted) - self.delay, self.warmup)
+            compared = self._accepted[:oldest][-self.window :]
             if len(compared) < self.warmup:
                 self._limit = float("inf"), float("inf"), 0.0
             else:

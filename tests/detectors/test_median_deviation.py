@@ -8,11 +8,11 @@ import pytest
 from lightning_stable.detectors import MedianDeviation
 
 
-def reference_median_deviation(values, window, threshold, warmup, min_rise, min_ratio):
+def reference_median_deviation(values, window, threshold, warmup, min_rise, min_ratio, delay):
     """The definition, one value at a time, slow and obvious."""
     accepted, verdicts = [], []
     for value in values:
-        recent = accepted[-window:]
+        recent = accepted[: max(warmup, len(accepted) - delay)][-window:]
         if not math.isfinite(value):
             verdicts.append(True)
             continue
@@ -26,7 +26,7 @@ def reference_median_deviation(values, window, threshold, warmup, min_rise, min_
         verdicts.append(value > median + rise)
         if not verdicts[-1]:
             accepted.append(value)
-    return verdicts, accepted[-window:]
+    return verdicts, accepted[-window - delay :]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -37,10 +37,10 @@ def test_it_matches_its_definition(seed, min_rise, min_ratio):
     values[50] = float("nan")
     values[60] = float("-inf")
     detector = MedianDeviation(
-        window=33, threshold=4.0, warmup=7, min_rise=min_rise, min_ratio=min_ratio, rebaseline=None
+        window=33, threshold=4.0, warmup=7, min_rise=min_rise, min_ratio=min_ratio, delay=5, rebaseline=None
     )
     verdicts = [detector.update(value).is_anomaly for value in values]
-    expected, window = reference_median_deviation(values, 33, 4.0, 7, min_rise, min_ratio)
+    expected, window = reference_median_deviation(values, 33, 4.0, 7, min_rise, min_ratio, 5)
     assert verdicts == expected
     assert detector.state_dict()["values"] == window
     assert any(verdicts)
@@ -80,7 +80,7 @@ def test_spikes_are_counted_over_one_window_only():
 
 def test_with_a_delay_values_just_below_the_limit_do_not_lift_it():
     def alarms(delay):
-        detector = warmed(window=32, warmup=16, delay=delay)
+        detector = warmed(window=32, warmup=16, threshold=8.0, delay=delay)
         rise = [2.0 + 0.015 * index for index in range(60)]
         return [index for index, value in enumerate(rise) if detector.update(value).is_anomaly]
 
@@ -146,7 +146,7 @@ def test_a_state_dict_in_the_middle_gives_the_same_verdicts():
 
 
 def test_a_shorter_window_takes_the_latest_values_of_a_longer_one():
-    long, short = MedianDeviation(window=64, warmup=2), MedianDeviation(window=4, warmup=2)
+    long, short = MedianDeviation(window=64, warmup=2), MedianDeviation(window=4, warmup=2, delay=0)
     for value in range(10):
         long.accept(float(value))
     short.load_state_dict(long.state_dict())

@@ -18,7 +18,8 @@ class Highest(WindowDetector):
 
 
 @pytest.mark.parametrize(
-    ("delay", "compared"), [(0, [[1.0, 2.0], [1.0, 2.0, 3.0]]), (1, [[1.0, 2.0]]), (2, []), (9, [])]
+    ("delay", "compared"),
+    [(0, [[1.0, 2.0], [1.0, 2.0, 3.0]]), (1, [[1.0, 2.0], [1.0, 2.0]]), (9, [[1.0, 2.0], [1.0, 2.0]])],
 )
 def test_the_window_is_what_is_older_than_the_delay(delay, compared):
     detector = Highest(delay=delay, min_rise=10.0)
