@@ -1,35 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """A value far above the median of the recent healthy ones, measured in robust standard deviations."""
 
+import math
+
 import numpy as np
 
 from lightning_stable.detectors.arguments import require
 from lightning_stable.detectors.detector import is_finite
 from lightning_stable.detectors.window_detector import Array, WindowDetector
 
-_NORMAL_CONSISTENCY = 1.4826  # MAD * 1.4826 estimates the standard deviation of normal data
+_NORMAL_CONSISTENCY = 1.4826  # the median of |x| times this estimates the standard deviation of normal data
 
 
 class MedianDeviation(WindowDetector):
     """Call a value an anomaly when it lies far above the median of the recent healthy values.
 
-    Over the last `window` accepted values that have `delay` after them, with m their median and MAD = median(|x - m|):
+    Over the last `window` accepted values x that have `delay` after them, with m their median:
 
-        rise      = max(threshold * 1.4826 * MAD, min_rise, (min_ratio - 1) * |m|)
+        s         = 1.4826 * min(median |x - m|, median |x - the x before it| / sqrt(2))
+        rise      = max(threshold * s, min_rise, (min_ratio - 1) * |m|)
         anomaly  <=>  value is not finite,  or  value > m + rise
-        score     = (value - m) / (1.4826 * MAD)
+        score     = (value - m) / s
 
     One-sided: a fall is never an anomaly. Anomalies never enter the window; but when they are more than `rebaseline` of
     the latest `window` values (of 64 if that is more), they are the new level, no anomalies, and become the window. The
-    two floors keep a nearly constant stream, whose MAD is close to zero, from raising alarms over nothing.
+    two floors keep a nearly constant stream, whose s is close to zero, from raising alarms over nothing.
 
     Median and MAD as in Hampel, "The Influence Curve and its Role in Robust Estimation" (1974); as a spike rule it is
     the robust form of the mean and standard deviation rules of OLMo and PaLM-style training. The delay is that of
     llm-foundry's outlier detector.
 
+    Deviations: the differences of neighbours (von Neumann, 1941) tell the noise while the values fall, as they do at
+    the beginning of a run, where the MAD alone takes the descent for noise and is blind to spikes. For white noise both
+    are the standard deviation. Where neighbours are alike, as in a moving average, s is smaller: set a floor there.
+
     Args:
-        window: How many accepted values are compared with, at least 2. A long one is slow to forget the steep descent
-            at the beginning of a run, and blind as long as it remembers it: 32 suits runs of some hundred steps.
+        window: How many accepted values are compared with, at least 2. A long one is slow to follow the steep descent
+            at the beginning of a run: 32 suits runs of some hundred steps.
         threshold: Robust standard deviations above the median, larger than 0. With a floor of 0.15 nats, 14 is what
             keeps losses with heavy-tailed noise to one false alarm in a million steps; for normal noise, 8 is enough.
         warmup: Accepted values needed before anything finite can be an anomaly, from 2 to `window`.
@@ -67,7 +74,8 @@ class MedianDeviation(WindowDetector):
 
     def _measure(self, windows: Array) -> tuple[Array, Array, Array]:
         median = _median(windows)
-        deviation = _NORMAL_CONSISTENCY * _median(np.abs(windows - median[:, None]))
+        spread, steps = _median(np.abs(windows - median[:, None])), _median(np.abs(np.diff(windows, axis=1)))
+        deviation = _NORMAL_CONSISTENCY * np.minimum(spread, steps / math.sqrt(2.0))
         return median, np.maximum(self.threshold * deviation, (self.min_ratio - 1.0) * np.abs(median)), deviation
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import math
 import random
 import statistics
@@ -22,7 +23,9 @@ def reference_median_deviation(values, window, threshold, warmup, min_rise, min_
             continue
         median = statistics.median(recent)
         mad = statistics.median(abs(x - median) for x in recent)
-        rise = max(threshold * 1.4826 * mad, min_rise, (min_ratio - 1.0) * abs(median))
+        step = statistics.median(abs(x - before) for before, x in itertools.pairwise(recent))
+        deviation = 1.4826 * min(mad, step / math.sqrt(2))
+        rise = max(threshold * deviation, min_rise, (min_ratio - 1.0) * abs(median))
         verdicts.append(value > median + rise)
         if not verdicts[-1]:
             accepted.append(value)
@@ -63,9 +66,9 @@ def test_a_cluster_of_spikes_does_not_become_the_norm():
 @pytest.mark.parametrize(("window", "spikes"), [(32, 16), (64, 16), (128, 32)])
 def test_more_than_a_quarter_of_the_window_is_a_new_level(window, spikes):
     detector = warmed(window=window, warmup=8)
-    assert [detector.update(6.0 + 0.01 * index).is_anomaly for index in range(40)] == [True] * spikes + [False] * (
-        40 - spikes
-    )
+    rng = random.Random(1)
+    alarms = [detector.update(6.0 + 0.05 * rng.gauss(0, 1)).is_anomaly for _ in range(40)]
+    assert alarms == [True] * spikes + [False] * (40 - spikes)
     assert detector.update(6.0).score < 3.0  # judged by the new level from here on
     assert detector.update(12.0).is_anomaly
 
@@ -81,7 +84,8 @@ def test_spikes_are_counted_over_one_window_only():
 def test_with_a_delay_values_just_below_the_limit_do_not_lift_it():
     def alarms(delay):
         detector = warmed(window=32, warmup=16, threshold=8.0, delay=delay)
-        rise = [2.0 + 0.015 * index for index in range(60)]
+        rng = random.Random(1)
+        rise = [2.0 + 0.01 * index + 0.05 * rng.gauss(0, 1) for index in range(60)]
         return [index for index, value in enumerate(rise) if detector.update(value).is_anomaly]
 
     assert alarms(delay=0) == []  # each takes the limit up a little for the next one
@@ -95,6 +99,19 @@ def test_values_are_compared_with_what_is_older_than_the_delay():
     assert detector.judge(1.6).is_anomaly
     assert not detector.judge(1.5).is_anomaly
     assert len(detector.state_dict()["values"]) == 5
+
+
+def test_a_spike_in_a_steep_descent_is_seen():
+    rng = random.Random(0)
+    detector = MedianDeviation()
+    for step in range(60):
+        assert not detector.update(5.0 - 0.04 * step + 0.05 * rng.gauss(0, 1)).is_anomaly
+    spike = 5.0 - 0.04 * 60 + 2.5  # less than 14 deviations that a MAD alone would see: it takes the fall for noise
+    recent = [5.0 - 0.04 * step for step in range(44)]
+    assert spike < statistics.median(recent) + 14 * 1.4826 * statistics.median(
+        abs(x - statistics.median(recent)) for x in recent
+    )
+    assert detector.update(spike).is_anomaly
 
 
 def test_a_fall_is_never_an_anomaly():
