@@ -35,6 +35,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/lightning-stable bench overhead
 	$(BIN)/lightning-stable bench optimizers
+	$(BIN)/lightning-stable bench detectors
 
 tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir runs

@@ -20,6 +20,7 @@ LENGTH = 50_000
 DETONATION, SLOW_DIVERGENCE, OUTLIER, LEVEL_SHIFT = "detonation", "slow divergence", "outlier", "level shift"
 _SETTLES = 5000  # steps after a change of level before the new one counts as healthy
 _FADES = 500  # steps after an outlier that the file's labels say recovers; a generated one is over at once
+_EARLIEST = 100  # first step at which a run may detonate
 _LABELLED_FROM = 3000  # nobody has labelled what happened in a real run's warm-up
 
 
@@ -75,8 +76,8 @@ def generate_curves(count: int, seed: int = 0) -> Iterator[Curve]:
     In turn: nothing happens; the noise has heavy tails (Student's t with 6 degrees of freedom); the loss is small, a
     classifier's that falls to 0.05, and its noise half as large as itself; the level drifts by some hundredths
     (Ornstein-Uhlenbeck, over thousands of steps); the loss falls where the learning rate does; five single values are
-    0.5 to 5 nats too high; the level shifts by 0.1 to 0.5 nats with the data; the run detonates by 1 to 9 nats and
-    comes back slowly or not at all; it diverges slowly, by 0.15 to 0.7 nats.
+    0.5 to 5 nats too high; the level shifts by 0.1 to 0.5 nats with the data; the run detonates by 1 to 9 nats,
+    early or late, and comes back slowly or not at all; it diverges slowly, by 0.15 to 0.7 nats.
 
     Args:
         count: How many, each of `LENGTH` steps; a multiple of 9 has as many of each kind.
@@ -179,7 +180,7 @@ def _shifts(name: str, values: Values, noise: Values, draw: Draw) -> Curve:
 
 
 def _detonates(name: str, values: Values, noise: Values, draw: Draw) -> Curve:
-    start = int(draw.integers(LENGTH // 2, 9 * LENGTH // 10))
+    start = int(_EARLIEST * (0.9 * LENGTH / _EARLIEST) ** draw.uniform())  # as many in the descent as after it
     since, stays = np.arange(LENGTH - start), draw.uniform(0.0, 1.0) < 0.25
     fade = 1.0 if stays else np.exp(-since / draw.uniform(300, 5000))
     values[start:] += draw.uniform(1.0, 9.0) * fade

@@ -39,7 +39,7 @@ def test_there_is_one_of_each_kind_and_half_of_them_are_healthy(curves):
 
 def test_the_labels_stand_where_it_happened(curves):
     (event,) = only(curves[DETONATION], DETONATION)
-    before, after = around(curves[DETONATION], event.start)
+    before, after = around(curves[DETONATION], event.start, width=5)
     assert after - before > 0.5
     (event,) = only(curves[LEVEL_SHIFT], LEVEL_SHIFT)
     before, after = around(curves[LEVEL_SHIFT], event.start)
