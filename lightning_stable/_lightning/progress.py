@@ -59,6 +59,11 @@ def has_begun(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
 
 
+def batches_begun(trainer: Trainer) -> int:
+    """How many batches the run has begun to train on; it goes back when batches are replayed."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the batch that was just processed is the last one of its epoch."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

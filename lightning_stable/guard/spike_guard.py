@@ -100,6 +100,11 @@ class SpikeGuard(Callback):
         """Every intervention so far, also those before a resume."""
         return list(self._journal.incidents)
 
+    @property
+    def ladder(self) -> Ladder:
+        """The responses in order, `rungs`, and `forgive_after`."""
+        return self._ladder
+
     # Beginning and end
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

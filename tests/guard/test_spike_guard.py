@@ -241,6 +241,13 @@ def test_the_same_guard_fits_twice():
     assert len(guarded.incidents) == 2
 
 
+def test_its_ladder_can_be_read():
+    ladder = [SkipStep(times=2), Halt()]
+    guarded = SpikeGuard(ladder=ladder, forgive_after=7)
+    assert guarded.ladder.rungs == ladder
+    assert guarded.ladder.forgive_after == 7
+
+
 def test_it_constructs_from_yaml():
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--guard", type=SpikeGuard)

@@ -16,6 +16,7 @@ from tests.faulty_runs import make_batches, run
         "fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed",
         "fit_loop.epoch_loop.scheduler_progress.total.completed",
         "fit_loop.epoch_loop.batch_progress.current.processed",
+        "fit_loop.epoch_loop.batch_progress.total.ready",
         "fit_loop.epoch_loop.batch_progress.is_last_batch",
         "fit_loop.epoch_loop._skip_next_val",
         "fit_loop.epoch_loop._num_ready_batches_reached",
@@ -32,10 +33,11 @@ def test_lightning_still_has_it(path):
 class Probe(Callback):
     def __init__(self):
         self.rewound = False
-        self.indices, self.steps, self.last = [], [], []
+        self.indices, self.begun, self.steps, self.last = [], [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.indices.append(batch_idx)
+        self.begun.append(progress.batches_begun(trainer))
         if batch_idx == 1:
             self.saved = progress.model_progress(trainer)
 
@@ -55,5 +57,6 @@ def test_batches_are_numbered_again_and_steps_counted_again():
     run(make_batches(6), [probe], epochs=1)
     # the loader has six batches and no more, however they are numbered
     assert probe.indices == [0, 1, 2, 3, 2, 3]
+    assert probe.begun == [1, 2, 3, 4, 3, 4]
     assert probe.steps == [1, 2, 3, 1, 2, 3]
     assert probe.last == [False] * 5 + [True]

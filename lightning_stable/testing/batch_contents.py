@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches are any nesting of containers: change tensors in one without touching it, and know it when it comes again."""
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+
+def replace_tensors(batch: Any, replace: Callable[[Tensor], Tensor], place: str | None = None) -> Any:
+    """A batch in which `replace` was applied to every tensor, or to those at one place; the old one stays as it is.
+
+    Args:
+        batch: Nested dictionaries, lists, tuples, named tuples, dataclasses and objects.
+        replace: Returns the new tensor.
+        place: Keys, indices or attributes, joined by dots: `"targets"`, `"1"`, `"views.0.mask"`. None is all of it.
+
+    Raises:
+        ValueError: If there is no such place.
+
+    Example:
+        >>> batch = {"x": torch.ones(1), "pair": (torch.ones(1), torch.ones(1))}
+        >>> replace_tensors(batch, lambda tensor: 2 * tensor, place="pair.1")
+        {'x': tensor([1.]), 'pair': (tensor([1.]), tensor([2.]))}
+    """
+    if place is None:
+        return apply_to_collection(batch, Tensor, replace)
+    return _replace_at(batch, place.split("."), replace, place)
+
+
+def _replace_at(container: Any, path: list[str], replace: Callable[[Tensor], Tensor], place: str) -> Any:
+    if not path:
+        return apply_to_collection(container, Tensor, replace)
+    names = _names(container)
+    if path[0] not in names:
+        there = ", ".join(map(repr, names)) or f"only {type(container).__name__}"
+        raise ValueError(
+            f"`InjectFault(target=...)` must name a place in the batch, got {place!r}; where it looked for "
+            f"{path[0]!r} there is {there}."
+        )
+    key = names[path[0]]
+    if isinstance(container, Mapping | list | tuple):
+        new = _replace_at(container[key], path[1:], replace, place)
+    else:
+        new = _replace_at(getattr(container, key), path[1:], replace, place)
+    return _with_item(container, key, new)
+
+
+def _names(container: Any) -> dict[str, Any]:
+    """What can follow in a path, and the key, index or attribute it stands for."""
+    if isinstance(container, Mapping):
+        return {str(key): key for key in container}
+    if isinstance(container, list | tuple):
+        indices = {str(index): index for index in range(len(container))}
+        return indices | {name: index for index, name in enumerate(getattr(container, "_fields", ()))}
+    return {} if isinstance(container, Tensor) else {name: name for name in getattr(container, "__dict__", {})}
+
+
+def _with_item(container: Any, key: Any, value: Any) -> Any:
+    if isinstance(container, tuple):
+        items = [*container[:key], value, *container[key + 1 :]]
+        return type(container)(*items) if hasattr(container, "_fields") else type(container)(items)
+    if dataclasses.is_dataclass(container) and not isinstance(container, type):
+        return dataclasses.replace(container, **{key: value})
+    new: Any = copy.copy(container)
+    if isinstance(container, Mapping | list):
+        new[key] = value
+    else:
+        setattr(new, key, value)
+    return new
+
+
+def fingerprint(batch: Any) -> str:
+    """The same for two batches that hold the same values to the last bit, and for no others.
+
+    Example:
+        >>> fingerprint({"x": torch.zeros(2)}) == fingerprint({"x": torch.zeros(2)})
+        True
+        >>> fingerprint({"x": torch.zeros(2)}) == fingerprint({"x": -torch.zeros(2)})
+        False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _add(digest, batch)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    digest.update(f"<{type(value).__name__}>".encode())
+    if isinstance(value, Tensor):
+        dense = value.detach().to_dense() if value.is_sparse else value.detach()
+        digest.update(f"{dense.dtype} {tuple(dense.shape)}".encode())
+        digest.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            digest.update(repr(key).encode())
+            _add(digest, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _add(digest, item)
+    elif hasattr(value, "tobytes"):  # NumPy's arrays
+        digest.update(value.tobytes())
+    elif hasattr(value, "__dict__"):
+        _add(digest, vars(value))
+    else:
+        digest.update(repr(value).encode())
