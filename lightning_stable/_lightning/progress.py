@@ -37,11 +37,25 @@ def rewind_batches(trainer: Trainer, count: int) -> None:
     To be called in `on_train_batch_end`, which runs before Lightning counts the batch as completed: all counters are
     lowered alike, and the one increment that is to come keeps them in step.
     """
+    _pass_over(trainer, -count)
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
+
+
+def end_epoch_at(trainer: Trainer, shortfall: int) -> None:
+    """Number the last batch of an epoch `shortfall` higher, which is where Lightning expects the epoch to end."""
+    _pass_over(trainer, shortfall)
+
+
+def _pass_over(trainer: Trainer, count: int) -> None:
     progress = trainer.fit_loop.epoch_loop.batch_progress
     for tracker in (progress.total, progress.current):
         for name in vars(tracker):
-            setattr(tracker, name, getattr(tracker, name) - count)
-    progress.is_last_batch = False
+            setattr(tracker, name, getattr(tracker, name) + count)
+
+
+def batches_beyond_a_window(trainer: Trainer, count: int) -> int:
+    """How far into an accumulation window the loop would be, had it begun `count` batches less."""
+    return (trainer.fit_loop.epoch_loop.batch_progress.current.ready - count) % trainer.accumulate_grad_batches
 
 
 def skip_next_validation(trainer: Trainer) -> None:

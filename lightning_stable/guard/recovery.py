@@ -62,6 +62,7 @@ class Recovery:
         self._batches_since_snapshot: list[Any] = []
         self._batches_before_window = 0
         self._is_replayed = False
+        self._shortfall = 0
         self._marked: list[int] | None = None
         self._window_started = self._snapshot_taken = time.perf_counter()
         self.steps_rolled_back = 0
@@ -121,7 +122,10 @@ class Recovery:
         checkpoints.mark_saved(trainer)
         if replay and good:
             rest = self.tap.take_replays()
-            progress.rewind_batches(trainer, len(good))
+            # an epoch's last window may be shorter; without it those before must still be cut where they were
+            beyond = progress.batches_beyond_a_window(trainer, len(good))
+            progress.rewind_batches(trainer, len(good) + beyond)
+            self._shortfall += beyond
             progress.skip_next_validation(trainer)
             self.tap.replay([*good, *rest])
         elif was_last:
@@ -160,6 +164,9 @@ class Recovery:
         self._marked = checkpoints.mark_saved(self._trainer)
         if self.tap.replays_left:
             progress.skip_next_validation(self._trainer)
+        else:
+            progress.end_epoch_at(self._trainer, self._shortfall)
+            self._shortfall = 0
 
     # Around every fetch
 

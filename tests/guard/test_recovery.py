@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_stable.guard import Rollback, ScaleLR, SkipStep
+from lightning_stable.testing import InjectFault
 from tests.faulty_runs import Batches, Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import guard, without
 
@@ -22,6 +23,18 @@ RESPONSES = {
 @pytest.fixture(params=RESPONSES)
 def response(request):
     return RESPONSES[request.param]()
+
+
+@pytest.mark.parametrize("again", [7, 8, 9, 10])
+def test_a_replay_at_a_shorter_end_of_an_epoch_may_fail_again(again):
+    """The last step is one batch of two; the three before it are replayed as steps 8, 9, 10, and one of them fails."""
+    faults = [InjectFault("nan_loss", step=step) for step in (7, again)]
+    settings = {"accumulate_grad_batches": 2, "epochs": 1, "val_check_interval": 15}
+    guarded = guard(Rollback(mode="replay", times=99), snapshot_every=4)
+    actual = run(make_batches(15), [guarded, *faults[: 1 + (again > 7)]], **settings)
+    left_out = {14} | ({2 * again - 8, 2 * again - 7} if again > 7 else set())
+    expected = run(without(make_batches(15), left_out), **{**settings, "val_check_interval": 1.0})
+    assert_same(actual, expected)
 
 
 def averaged_weights(average):

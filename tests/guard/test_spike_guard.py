@@ -121,6 +121,25 @@ def test_the_whole_accumulation_window_is_left_out(response, bad, window):
 
 
 @pytest.mark.parametrize("response", [SkipStep(times=99), Rollback(mode="replay", times=99)])
+@pytest.mark.parametrize(
+    ("count", "accumulate", "bad", "left_out"),
+    [
+        (13, 2, {12}, {12}),
+        (13, 2, {10, 12}, {10, 11, 12}),
+        (13, 2, {8, 12}, {8, 9, 12}),
+        (11, 3, {10}, {9, 10}),
+        (13, 4, {12}, {12}),
+    ],
+)
+def test_a_last_window_that_is_shorter_is_left_out_and_the_others_stay_as_they_were(
+    response, count, accumulate, bad, left_out
+):
+    arguments = {"accumulate_grad_batches": accumulate}
+    actual = run(make_batches(count, bad), [guard(response, snapshot_every=3)], **arguments)
+    assert_same(actual, run(without(make_batches(count), left_out), **arguments))
+
+
+@pytest.mark.parametrize("response", [SkipStep(times=99), Rollback(mode="replay", times=99)])
 def test_a_finite_spike_is_left_out_just_as_a_nan(response):
     bad = {7, 10}
     guarded = guard(response, snapshot_every=4)

@@ -60,3 +60,20 @@ def test_batches_are_numbered_again_and_steps_counted_again():
     assert probe.begun == [1, 2, 3, 4, 3, 4]
     assert probe.steps == [1, 2, 3, 1, 2, 3]
     assert probe.last == [False] * 5 + [True]
+
+
+class EndsEarly(Callback):
+    """Numbers the last of six batches as if it were the seventh."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 4:
+            assert progress.batches_beyond_a_window(trainer, 0) == 1
+            assert progress.batches_beyond_a_window(trainer, 3) == 0
+        if batch_idx == 5:
+            progress.end_epoch_at(trainer, 1)
+            assert progress.is_last_batch(trainer)
+            assert progress.batches_begun(trainer) == 7
+
+
+def test_an_epoch_can_end_at_a_higher_number():
+    run(make_batches(6), [EndsEarly()], epochs=1, accumulate_grad_batches=2)
