@@ -159,6 +159,8 @@ def _run(
     num_workers=0,
     shuffle=False,
     ckpt_path=None,
+    dataset=None,
+    fit=Trainer.fit,
     after=lambda trainer: None,
     **trainer_arguments,
 ) -> Outcome:
@@ -181,11 +183,10 @@ def _run(
     trainer = Trainer(callbacks=list(callbacks), **arguments)
     torch.manual_seed(1)
     kind = "text" if isinstance(module, TextNet) else "net"
-    loader = DataLoader(
-        Batches(batches), batch_size=None, num_workers=num_workers, shuffle=shuffle, persistent_workers=False
-    )
+    data = (dataset or Batches)(batches)
+    loader = DataLoader(data, batch_size=None, num_workers=num_workers, shuffle=shuffle, persistent_workers=False)
     validation = DataLoader(Batches(make_batches(3, kind=kind)), batch_size=None)
-    trainer.fit(module, loader, validation, ckpt_path=ckpt_path)
+    fit(trainer, module, loader, validation, ckpt_path=ckpt_path)
     after(trainer)
     optimizers = module.optimizers()
     optimizers = optimizers if isinstance(optimizers, list) else [optimizers]

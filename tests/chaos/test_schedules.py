@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random faults at random steps, in every setting: the run ends, and ends well.
+
+A test that fails prints the line that makes its schedule again.
+"""
+
+import itertools
+import math
+
+import pytest
+
+from lightning_stable.testing import FaultSchedule, InjectFault, random_faults
+from tests.chaos.chaotic_runs import BATCHES, LADDERS, PRECISIONS, assert_survived, chaotic_run
+
+pytestmark = [
+    pytest.mark.timeout(60),
+    # a scaler that skips the first step of a run
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
+]
+
+SETTINGS = list(itertools.product(LADDERS, PRECISIONS, (1, 2)))
+KINDS = {
+    "nan_loss": {},
+    "huge_loss": {"factor": 1e6},
+    "nan_gradient": {},
+    "inf_gradient": {"target": "layers.0.weight"},
+    "huge_gradient": {"factor": 1e6},
+    "nan_activation": {},
+    "huge_activation": {"target": "layers.4", "factor": 1e6},
+    "nan_data": {},
+}
+
+
+def steps_of_an_epoch(accumulate):
+    return math.ceil(BATCHES / accumulate)
+
+
+def schedule_of(seed, precision, accumulate):
+    """One to five faults; of every other seed they are all in the data, and come again in the next epoch."""
+    kinds = {kind: {**arguments, "repeat": seed % 2 == 0} for kind, arguments in KINDS.items()}
+    if seed % 5 == 0:
+        kinds["lr_drift"] = {"factor": 1.3}
+        kinds |= {"dead_loss_scale": {}} if precision == "16-mixed" else {}
+    return random_faults(seed, steps=steps_of_an_epoch(accumulate), kinds=kinds, count=1 + seed % 5)
+
+
+def survive(seed, num_workers=0):
+    ladder, precision, accumulate = SETTINGS[(seed * 7) % len(SETTINGS)]  # 7 and 24 have no common divisor
+    schedule = schedule_of(seed, precision, accumulate)
+    assert_survived(chaotic_run(schedule, ladder, precision, accumulate, num_workers))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_random_schedule_is_survived(seed):
+    survive(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1240))
+def test_many_random_schedules_are_survived(seed):
+    survive(seed, num_workers=2 * (seed % 4 == 0))
+
+
+def faults(kind, *steps):
+    return FaultSchedule([InjectFault(kind, step=step, **KINDS[kind]) for step in steps])
+
+
+PLACES = {
+    "first step": lambda last: (0,),
+    "warm-up": lambda last: (1, 2),
+    "twice in a row": lambda last: (4, 5),
+    "a whole snapshot": lambda last: (4, 5, 6, 7),
+    "end of an epoch": lambda last: (last,),
+    "both sides of an epoch's end": lambda last: (last, last + 1),
+    "end of the run": lambda last: (2 * last + 1,),
+    "in the replay that follows": lambda last: (5, 6),
+    "in a replay at the end of an epoch": lambda last: (last, last + 2),
+    "every second one": lambda last: tuple(range(0, 2 * last, 2)),
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ladder", LADDERS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_fault_is_survived_wherever_it_comes(place, ladder, accumulate):
+    schedule = faults("nan_loss", *PLACES[place](steps_of_an_epoch(accumulate) - 1))
+    assert_survived(chaotic_run(schedule, ladder, "32-true", accumulate))
