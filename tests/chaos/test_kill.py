@@ -37,16 +37,12 @@ def write_config(folder, num_workers):
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def fit(folder, name, *arguments):
-    """A process that trains, started."""
+def fit(folder, name, *arguments, status=0):
+    """Train in a process of its own, which ends with `status`."""
     where = ["--trainer.logger.init_args.name", name, "--trainer.logger.init_args.version", "0"]
     command = [sys.executable, "-m", "lightning_stable.cli", "fit", "--config", "config.yaml", *where, *arguments]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finish(process):
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+    done = subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120)
+    assert done.returncode == status, done.stdout + done.stderr
 
 
 def what_is_left(folder, name):
@@ -64,16 +60,10 @@ def what_is_left(folder, name):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_killed_demo_resumes_to_the_same_end_with_the_guards_whole_history(tmp_path, num_workers):
     write_config(tmp_path, num_workers)
-    finish(fit(tmp_path, "whole"))
-
-    killed = fit(tmp_path, "killed")
-    for line in killed.stdout:
-        if "SpikeGuard: step 46" in line:
-            killed.send_signal(signal.SIGKILL)
-            break
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    finish(fit(tmp_path, "resumed", "--ckpt_path", "runs/killed/version_0/checkpoints/last.ckpt"))
+    fit(tmp_path, "whole")
+    kill = ["--trainer.callbacks+=InjectFault", "--trainer.callbacks.kind=kill", "--trainer.callbacks.step=47"]
+    fit(tmp_path, "killed", *kill, status=-signal.SIGKILL)
+    fit(tmp_path, "resumed", "--ckpt_path", "runs/killed/version_0/checkpoints/last.ckpt")
 
     expected = what_is_left(tmp_path, "whole")
     assert expected["global_step"] > 90

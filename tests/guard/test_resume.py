@@ -147,24 +147,18 @@ def test_the_whole_guard_is_in_the_checkpoint_and_loads_with_weights_only(tmp_pa
 
 
 SCRIPT = """
-    import os, signal, sys, warnings
+    import sys, warnings
     warnings.filterwarnings("ignore")
     sys.path.insert(0, {root!r})
-    import torch
-    from lightning.pytorch import Callback
     from lightning.pytorch.callbacks import ModelCheckpoint
     from tests.faulty_runs import make_batches, run
     from tests.guard.test_spike_guard import guard
     from lightning_stable.guard import SkipStep
-
-    class Kill(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.global_step == 17:
-                os.kill(os.getpid(), signal.SIGKILL)
+    from lightning_stable.testing import InjectFault
 
     last = ModelCheckpoint(dirpath={folder!r}, save_last=True, every_n_train_steps=5, save_top_k=1)
-    run(make_batches(12, {bad!r}), [guard(SkipStep(times=99)), Kill(), last], epochs=3, shuffle=True,
-        enable_checkpointing=True)
+    callbacks = [guard(SkipStep(times=99)), InjectFault("kill", step=20), last]
+    run(make_batches(12, {bad!r}), callbacks, epochs=3, shuffle=True, enable_checkpointing=True)
 """
 
 
