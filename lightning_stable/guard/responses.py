@@ -89,7 +89,8 @@ class Rollback(Response):
 
     `skip` goes on with the data that follows, as was done by hand for PaLM; the batches since the snapshot are lost.
     `replay` runs the good batches since the snapshot again and leaves the bad ones out. Either way the result equals,
-    bit for bit, a run whose loader never held the batches that were left out.
+    bit for bit, a run whose loader never held the batches that were left out. Snapshots are not in checkpoints: a
+    resumed run begins with a new one, from which `skip` may lose fewer batches than the uninterrupted run does.
 
     Args:
         mode: `skip` or `replay`. `replay` keeps the batches since the snapshot in memory.

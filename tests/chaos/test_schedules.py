@@ -8,9 +8,13 @@ import itertools
 import math
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_stable.testing import FaultSchedule, InjectFault, random_faults
-from tests.chaos.chaotic_runs import BATCHES, LADDERS, PRECISIONS, assert_survived, chaotic_run
+from tests.chaos.chaotic_runs import BATCHES, EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY, assert_survived, chaotic_run
+from tests.faulty_runs import assert_same, make_batches, run
+from tests.guard.test_resume import comparable
+from tests.guard.test_spike_guard import guard
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -85,3 +89,45 @@ PLACES = {
 def test_a_fault_is_survived_wherever_it_comes(place, ladder, accumulate):
     schedule = faults("nan_loss", *PLACES[place](steps_of_an_epoch(accumulate) - 1))
     assert_survived(chaotic_run(schedule, ladder, "32-true", accumulate))
+
+
+def resume_somewhere(seed, folder):
+    """The incidents and the end of a run that goes on from one of its checkpoints, and of one that need not.
+
+    A resumed run begins with a new snapshot, from which fewer steps are replayed. So only skips, and replays without
+    transient faults, which count tries, can be expected to go the same way; and tries differ after a replay.
+    """
+    ladder = "replay" if seed % 2 == 0 and seed % 5 else "skip"
+    _, precision, accumulate = SETTINGS[(seed * 7) % len(SETTINGS)]
+    folder.mkdir()
+
+    def train(callbacks=(), **arguments):
+        guarded = guard(*LADDERS[ladder](), snapshot_every=SNAPSHOT_EVERY, forgive_after=5)
+        faults = schedule_of(seed, precision, accumulate)
+        arguments |= {"accumulate_grad_batches": accumulate, "epochs": EPOCHS, **PRECISIONS[precision]()}
+        outcome = run(make_batches(BATCHES), [guarded, *faults, *callbacks], shuffle=True, **arguments)
+        incidents = [str(incident) for incident in guarded.incidents]
+        return [line.partition(": ")[2] if ladder == "replay" else line for line in incidents], comparable(outcome)
+
+    every_step = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    expected = train([every_step], enable_checkpointing=True)
+    paths = sorted(folder.iterdir())
+    return train(ckpt_path=paths[seed % len(paths)]), expected
+
+
+RESUMED = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*")
+
+
+@RESUMED
+@pytest.mark.parametrize("seed", range(2000, 2024))
+def test_a_run_resumed_from_any_checkpoint_ends_as_if_it_had_not_been(tmp_path, seed):
+    actual, expected = resume_somewhere(seed, tmp_path / "checkpoints")
+    assert_same(actual, expected)
+
+
+@pytest.mark.slow
+@RESUMED
+@pytest.mark.parametrize("seed", range(3000, 3100))
+def test_many_runs_resumed_from_any_checkpoint_end_as_if_they_had_not_been(tmp_path, seed):
+    actual, expected = resume_somewhere(seed, tmp_path / "checkpoints")
+    assert_same(actual, expected)

@@ -146,6 +146,18 @@ def test_the_whole_guard_is_in_the_checkpoint_and_loads_with_weights_only(tmp_pa
     assert second.state_dict()["lr_scale"] == 0.0625
 
 
+@pytest.mark.parametrize(("saved_at", "undone"), [(4, 0), (3, 1)])
+def test_a_resumed_run_begins_with_a_snapshot(tmp_path, saved_at, undone):
+    """Uninterrupted, the rollback at step 4 goes back to step 0."""
+    every_step = checkpoints(tmp_path, every_n_train_steps=1)
+    whole, resumed = guard(Rollback(times=9), snapshot_every=9), guard(Rollback(times=9), snapshot_every=9)
+    run(make_batches(12, {4}), [whole, every_step], enable_checkpointing=True, epochs=1)
+    path = tmp_path / f"step={saved_at}.ckpt"
+    run(make_batches(12, {4}), [resumed], ckpt_path=path, epochs=1)
+    assert [incident.steps_rolled_back for incident in whole.incidents] == [4]
+    assert [incident.steps_rolled_back for incident in resumed.incidents] == [undone]
+
+
 SCRIPT = """
     import sys, warnings
     warnings.filterwarnings("ignore")
