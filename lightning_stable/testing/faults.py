@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_stable._lightning.trainer import gradient_scaler
 from lightning_stable.optim.moments import FIRST_MOMENTS, SECOND_MOMENTS
@@ -113,13 +114,21 @@ def _multiply_loss_of_backward(site: Site, factor: float) -> None:
 
 def change_gradient(site: Site, change: Callable[[Tensor, float], Tensor]) -> None:
     """Change the gradients that this batch adds, of one parameter or of all, before ranks share theirs."""
+
+    def hook(gradient: Tensor) -> Tensor:
+        site.mark()
+        return change(gradient, site.factor)
+
+    def hook_of_shard(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad = hook(parameter.grad)
+
     for parameter in target_parameters(site.pl_module, site.target):
-
-        def hook(gradient: Tensor) -> Tensor:
-            site.mark()
-            return change(gradient, site.factor)
-
-        site.undo.callback(parameter.register_hook(hook).remove)
+        if isinstance(parameter, DTensor):  # its gradient is first seen when ranks have shared it
+            handle = parameter.register_post_accumulate_grad_hook(hook_of_shard)
+        else:
+            handle = parameter.register_hook(hook)
+        site.undo.callback(handle.remove)
 
 
 def target_parameters(pl_module: LightningModule, target: str | None) -> list[nn.Parameter]:

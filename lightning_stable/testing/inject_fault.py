@@ -48,7 +48,8 @@ class InjectFault(Callback):
         step: From 0. Of a transient fault, the steps that were tried so far, vetoed and replayed ones included: the
             loggers' x axis, and `Incident.step`. Of a fault in the data, the steps whose batches came from the
             loader, replays not counted. As long as nothing is undone both are `global_step`.
-        rank: The global rank that is hit; None hits all. Gradients are hit before ranks share them.
+        rank: The global rank that is hit; None hits all. Gradients are hit before ranks share them; of parameters
+            that are shards the rank's own shard is hit.
         target: The name of a parameter or a module, or a place in the batch (`"targets"`, `"1"`, `"views.0"`).
         factor: Finite, larger than 0. Default: 1e4; 2^-40 for `dead_loss_scale`, 1.2 for `lr_drift`, 1e3 for
             `wiped_optimizer`.
