@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from lightning_stable._lightning.trainer import gradient_scaler
 from lightning_stable.optim.moments import FIRST_MOMENTS, SECOND_MOMENTS
 from lightning_stable.testing.batch_contents import replace_tensors
+from lightning_stable.testing.fault_targets import target_module, target_parameters
 from lightning_stable.testing.method_layers import layer_over
 
 NAN, INF = float("nan"), float("inf")
@@ -131,16 +132,6 @@ def change_gradient(site: Site, change: Callable[[Tensor, float], Tensor]) -> No
         site.undo.callback(handle.remove)
 
 
-def target_parameters(pl_module: LightningModule, target: str | None) -> list[nn.Parameter]:
-    """The parameters that are trained, or the one that is named."""
-    trained = {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
-    if target is None:
-        return list(trained.values())
-    if target not in trained:
-        raise ValueError(_no_such("parameter that is trained", target, trained))
-    return [trained[target]]
-
-
 # Activations
 
 
@@ -153,17 +144,6 @@ def multiply_activation(site: Site, factor: float | None = None) -> None:
         return apply_to_collection(output, Tensor, lambda tensor: tensor * factor if _is_float(tensor) else tensor)
 
     site.undo.callback(target_module(site.pl_module, site.target).register_forward_hook(hook).remove)
-
-
-def target_module(pl_module: LightningModule, target: str | None) -> nn.Module:
-    """The module that is named, or the first one below `pl_module` that has parameters of its own."""
-    modules = {name: module for name, module in pl_module.named_modules() if name}
-    if target is not None and target not in modules:
-        raise ValueError(_no_such("module", target, modules))
-    if target is not None:
-        return modules[target]
-    with_parameters = (module for module in modules.values() if list(module.parameters(recurse=False)))
-    return next(with_parameters, pl_module)
 
 
 # The batch
@@ -293,11 +273,6 @@ FAULT_KINDS: dict[str, FaultKind] = {
     "kill": FaultKind(lambda site: send_signal(site, signal.SIGKILL), "process"),
     "terminate": FaultKind(lambda site: send_signal(site, signal.SIGTERM), "process"),
 }
-
-
-def _no_such(what: str, target: str, names: Mapping[str, Any]) -> str:
-    known = ", ".join(map(repr, list(names)[:8])) + (", ..." if len(names) > 8 else "")
-    return f"`InjectFault(target=...)` must name a {what}, got {target!r}; there are {known}."
 
 
 def _is_float(tensor: Tensor) -> bool:

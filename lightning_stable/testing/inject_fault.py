@@ -11,7 +11,8 @@ from lightning_stable._lightning.loggers import logging_step
 from lightning_stable.optim.step_gate import StepGate
 from lightning_stable.testing.batch_contents import fingerprint
 from lightning_stable.testing.fault_arguments import require_arguments
-from lightning_stable.testing.faults import FAULT_KINDS, Site, require_scaler, target_module, target_parameters
+from lightning_stable.testing.fault_targets import target_module, target_parameters
+from lightning_stable.testing.faults import FAULT_KINDS, Site, require_scaler
 from lightning_stable.testing.fired_fault import FiredFault
 
 _KEY = "lightning_stable.testing.InjectFault"
@@ -50,7 +51,8 @@ class InjectFault(Callback):
             loader, replays not counted. As long as nothing is undone both are `global_step`.
         rank: The global rank that is hit; None hits all. Gradients are hit before ranks share them; of parameters
             that are shards the rank's own shard is hit.
-        target: The name of a parameter or a module, or a place in the batch (`"targets"`, `"1"`, `"views.0"`).
+        target: The name of a parameter or a module, or a place in the batch (`"targets"`, `"1"`, `"views.0"`). What
+            `torch.compile` has made is one module.
         factor: Finite, larger than 0. Default: 1e4; 2^-40 for `dead_loss_scale`, 1.2 for `lr_drift`, 1e3 for
             `wiped_optimizer`.
         how: `shuffle` or `replace` for `label_noise`; for `wiped_optimizer` `empty`, `zero_second` (second moments are

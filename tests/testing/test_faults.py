@@ -14,8 +14,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_stable.guard import SkipStep
 from lightning_stable.testing import InjectFault
-from lightning_stable.testing.faults import FAULT_KINDS, target_module, target_parameters
+from lightning_stable.testing.faults import FAULT_KINDS
 from tests.faulty_runs import ManualNet, Net, make_batches, run
+from tests.guard.test_recovery import Compiled
 from tests.guard.test_spike_guard import TwoOptimizers, guard
 from tests.testing.watched_runs import Labelled, Watch, labelled_batches, watched
 
@@ -318,22 +319,12 @@ def test_a_terminated_run_ends_in_lightnings_own_way():
     assert len(watch.losses) == 4  # the batch is finished
 
 
-def test_targets_are_found_by_name_or_chosen():
-    net = Net()
-    assert target_module(net, None) is net.layers[0]
-    assert target_module(net, "layers.4") is net.layers[4]
-    assert target_parameters(net, WEIGHT)[0] is net.layers[4].weight
-    net.layers[0].requires_grad_(False)
-    assert len(target_parameters(net, None)) == 4
-
-
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [("nan_gradient", "parameter that is trained"), ("nan_activation", "module"), ("nan_data", "place")],
-)
-def test_a_target_that_is_not_there_is_named(kind, what):
-    with pytest.raises(ValueError, match=rf"`InjectFault\(target=\.\.\.\)` must name a {what}.*, got 'nowhere'"):
-        run(make_batches(3), [InjectFault(kind, step=1, target="nowhere")])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["nan_activation", "nan_gradient", "nan_loss", "nan_data"])
+def test_a_compiled_module_is_hit_as_a_whole(kind):
+    fault = InjectFault(kind, step=2)
+    run(make_batches(4), [fault, guard(SkipStep(times=9))], model=Compiled, epochs=1)
+    assert [fired.step for fired in fault.fired] == [2]
 
 
 def test_several_optimizers_are_hit_and_drift_all():
