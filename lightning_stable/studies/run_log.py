@@ -10,6 +10,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from lightning_stable.studies.event_files import DamagedEvents, read_event_scalars
+
 INCIDENTS = "incidents.jsonl"
 Points = list[tuple[int, float]]
 """Steps and values, in order of the steps."""
@@ -114,7 +116,8 @@ def read_run(folder: Path) -> RunLog:
         folder: A logger's folder, with TensorBoard event files or `metrics.csv`, for example `runs/NAME/version_0`.
 
     Raises:
-        NoRun: If there is no such folder, nothing to read in it, or `incidents.jsonl` is damaged before its last line.
+        NoRun: If there is no such folder or nothing to read in it, or an event file is damaged, or `incidents.jsonl`
+            before its last line.
 
     Example:
         >>> read_run(Path("no/such/run"))
@@ -127,7 +130,7 @@ def read_run(folder: Path) -> RunLog:
     scalars = _read_events(folder) if any(folder.glob("*tfevents*")) else _read_csv(folder / "metrics.csv")
     incidents, notes = _read_incidents(folder / INCIDENTS)
     if not scalars and not incidents:
-        raise NoRun(f"{folder}: no TensorBoard event files, no metrics.csv and no {INCIDENTS}.{_runs_below(folder)}")
+        raise NoRun(f"{folder}: no TensorBoard event files, no metrics.csv and no {INCIDENTS}.{runs_below(folder)}")
     return RunLog(folder, scalars, incidents, notes)
 
 
@@ -150,6 +153,20 @@ def newest_run(folder: Path) -> Path:
     if not logs:
         raise NoRun(f"{folder}: no run in it.")
     return max(logs, key=lambda path: path.stat().st_mtime).parent
+
+
+def runs_below(folder: Path) -> str:
+    """The first runs inside `folder` as a question, for somebody who gave a folder of runs in place of one.
+
+    Args:
+        folder: For example `runs`.
+
+    Example:
+        >>> runs_below(Path("no/such/folder"))
+        ''
+    """
+    runs = sorted({path.parent for pattern in ("*tfevents*", "metrics.csv") for path in folder.rglob(pattern)})
+    return f" Did you mean {' or '.join(map(str, runs[:3]))}?" if runs else ""
 
 
 def not_finite_stretches(points: Points) -> list[tuple[int, int]]:
@@ -191,12 +208,11 @@ def lost_from(points: Points) -> int | None:
 
 
 def _read_events(folder: Path) -> dict[str, Points]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    tags = accumulator.Tags()["scalars"]
-    return {tag: _in_order([(event.step, event.value) for event in accumulator.Scalars(tag)]) for tag in sorted(tags)}
+    try:
+        scalars = read_event_scalars(folder)
+    except DamagedEvents as error:
+        raise NoRun(str(error)) from error
+    return {tag: _in_order([(each.step, each.value) for each in logged]) for tag, logged in scalars.items()}
 
 
 def _read_csv(path: Path) -> dict[str, Points]:
@@ -259,9 +275,3 @@ def _matches(tag: str, pattern: str) -> bool:
     if pattern.startswith("*"):
         return pattern[1:] in tag.lower()
     return pattern.endswith("*") and tag.startswith(pattern[:-1])
-
-
-def _runs_below(folder: Path) -> str:
-    """The first runs inside `folder`, when a folder of runs was given in place of one."""
-    runs = sorted({path.parent for pattern in ("*tfevents*", "metrics.csv") for path in folder.rglob(pattern)})
-    return f" Did you mean {' or '.join(map(str, runs[:3]))}?" if runs else ""

@@ -6,7 +6,6 @@ is not finite or far above the rest, at the upper edge.
 """
 
 import math
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator, StrMethodFormatter
 
+from lightning_stable.studies.pictures import CURVE, FAINT_TEXT, NOT_FINITE, TEXT, save_picture, style_axes
 from lightning_stable.studies.run_log import Points, RunLog, lost_from, not_finite_stretches
 
-_RUN, _VALIDATION, _OTHER, _NOT_FINITE = "#1d4e89", "#0b8f8c", "#a3abb5", "#d62839"
-_TEXT, _FAINT_TEXT = "#14213d", "#555b66"
+_VALIDATION, _OTHER = "#0b8f8c", "#a3abb5"
 _RESPONSES = {  # colours that the colour-blind tell apart (Okabe and Ito), mild to severe
     "SkipStep": "#e69f00",
     "ResetMomentum": "#56b4e9",
@@ -64,15 +63,15 @@ def draw(log: RunLog, out: Path, other: RunLog | None = None) -> None:
     _fit_loss(loss, [*_taken(log, log.loss), *_validation(log)], _taken(behind, behind.loss))
     _fit_norm(norm, _taken(log, log.gradient_norm), [*log.gradient_norm, *_taken(behind, behind.gradient_norm)])
     rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    rate.set_xlabel("step", color=_FAINT_TEXT)
+    rate.set_xlabel("step", color=FAINT_TEXT)
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     rate.set_xlim(0, max(1, log.last_step, behind.last_step))
     for axes, points in ((loss, log.loss), (norm, log.gradient_norm), (rate, [])):
         _mark_incidents(axes, log, points)
-    _say_where_lost(loss, behind, 0.6, _FAINT_TEXT, f"{_label(behind, log)} is ")
-    _say_where_lost(loss, log, 0.93, _NOT_FINITE, "")
+    _say_where_lost(loss, behind, 0.6, FAINT_TEXT, f"{_label(behind, log)} is ")
+    _say_where_lost(loss, log, 0.93, NOT_FINITE, "")
     _head(figure, log, legends, height)
-    _save(figure, out)
+    save_picture(figure, out)
 
 
 def _panel(axes: Axes, label: str, points: Points, behind: Points, log_scale: bool = False) -> None:
@@ -81,23 +80,19 @@ def _panel(axes: Axes, label: str, points: Points, behind: Points, log_scale: bo
         if points or behind:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=True))
-    for series, colour, width, order in ((behind, _OTHER, 1.1, 2), (points, _RUN, 1.5, 3)):
+    for series, colour, width, order in ((behind, _OTHER, 1.1, 2), (points, CURVE, 1.5, 3)):
         steps, values = [step for step, _ in series], [value for _, value in series]
         shown = [value if math.isfinite(value) else math.nan for value in values]
         single = sum(map(math.isfinite, values)) == 1
         axes.plot(steps, shown, marker="o" if single else None, color=colour, lw=width, zorder=order)
         for begin, end in not_finite_stretches(series):
-            shade = _NOT_FINITE if series is points else _OTHER
+            shade = NOT_FINITE if series is points else _OTHER
             axes.axvspan(begin, end, color=shade, alpha=0.13, lw=0, zorder=1)
     if not points and not behind:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_OTHER)
-    axes.set_ylabel(label, color=_FAINT_TEXT)
+    axes.set_ylabel(label, color=FAINT_TEXT)
     axes.yaxis.set_label_coords(-0.05, 0.5)
-    axes.grid(axis="y", color="#e9ecef", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=_FAINT_TEXT, labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#ced4da")
+    style_axes(axes)
 
 
 def _draw_validation(axes: Axes, log: RunLog) -> None:
@@ -225,13 +220,13 @@ def _subtitle(log: RunLog) -> str:
 
 def _legend_rows(log: RunLog, other: RunLog | None) -> list[list[Artist]]:
     """What the curves are in one row, what was done about spikes in the next."""
-    curves: list[Artist] = [Line2D([], [], color=_RUN, lw=2.2, label=_label(log, other))]
+    curves: list[Artist] = [Line2D([], [], color=CURVE, lw=2.2, label=_label(log, other))]
     if _validation(log):
         curves.append(Line2D([], [], color=_VALIDATION, marker="o", ms=5, lw=1.4, label="its validation loss"))
     if other:
         curves.append(Line2D([], [], color=_OTHER, lw=2.2, label=_label(other, log)))
     if any(not_finite_stretches(_taken(log, series)) for series in (log.loss, log.gradient_norm)):
-        curves.append(Patch(color=_NOT_FINITE, alpha=0.25, lw=0, label="NaN or infinite"))
+        curves.append(Patch(color=NOT_FINITE, alpha=0.25, lw=0, label="NaN or infinite"))
     counts = Counter(incident["response"] for incident in log.incidents)
     marks: list[Artist] = [
         Line2D([], [], color=_colour(name), marker="o", ms=6.5, lw=0, label=f"{_short(name)} ({number})")
@@ -245,8 +240,8 @@ def _severity(counted: tuple[str, int]) -> int:
 
 
 def _head(figure: Figure, log: RunLog, legends: list[list[Artist]], height: float) -> None:
-    figure.text(_LEFT, 1 - 0.34 / height, _short(log.name), fontsize=16, fontweight="bold", color=_TEXT)
-    figure.text(_LEFT, 1 - 0.60 / height, _subtitle(log), fontsize=11, color=_FAINT_TEXT)
+    figure.text(_LEFT, 1 - 0.34 / height, _short(log.name), fontsize=16, fontweight="bold", color=TEXT)
+    figure.text(_LEFT, 1 - 0.60 / height, _subtitle(log), fontsize=11, color=FAINT_TEXT)
     for row, handles in enumerate(legends):
         figure.legend(
             handles=handles,
@@ -261,12 +256,3 @@ def _head(figure: Figure, log: RunLog, legends: list[list[Artist]], height: floa
             borderaxespad=0.0,
             borderpad=0.0,
         )
-
-
-def _save(figure: Figure, out: Path) -> None:
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        figure.savefig(unfinished, format="png")
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)

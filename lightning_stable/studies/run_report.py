@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_stable.studies.pictures import try_to_draw
 from lightning_stable.studies.run_log import INCIDENTS, NoRun, RunLog, lost_from, newest_run, read_run
 from lightning_stable.studies.table import plain_table
 
@@ -137,23 +138,12 @@ def _is_of_one_layer(tag: str) -> bool:
 
 
 def _draw(log: RunLog, other: RunLog | None, out: Path) -> int:
-    try:
+    def draw_run() -> None:
         from lightning_stable.studies.run_picture import draw
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("No picture: it needs matplotlib. pip install 'lightning-stable[recipes]'", file=sys.stderr)
-        return 0
-    try:
+
         draw(log, out, other)
-    except OSError as error:
-        print(
-            f"lightning-stable report: cannot write {out}: {error.strerror}. Choose another place with `--out`.",
-            file=sys.stderr,
-        )
-        return 2
-    print(f"Picture: {out}")
-    return 0
+
+    return try_to_draw("lightning-stable report", out, draw_run)
 
 
 def _span(batches: list[int]) -> str:

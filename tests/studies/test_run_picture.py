@@ -34,8 +34,8 @@ def make_log(folder, count=0, steps=600, nan_from=None, spike=1e4):
 def figure(monkeypatch):
     """The last figure that was drawn, with what it needs to be measured."""
     drawn = []
-    save = run_picture._save
-    monkeypatch.setattr(run_picture, "_save", lambda figure, out: (drawn.append(figure), save(figure, out)))
+    save = run_picture.save_picture
+    monkeypatch.setattr(run_picture, "save_picture", lambda figure, out: (drawn.append(figure), save(figure, out)))
     return drawn
 
 
