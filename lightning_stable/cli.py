@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `lightning-stable list | show | fit | validate | report | techniques | bench`.
+"""The command line: `lightning-stable list | show | fit | validate | report | detect | techniques | bench`.
 
-Only `fit`, `validate`, `techniques` and `bench` import torch and Lightning; everything else answers at once.
+Only `fit`, `validate`, `detect`, `techniques` and `bench` import torch and Lightning; everything else answers at once.
 """
 
 import errno
@@ -26,6 +26,8 @@ commands:
   fit --config FILE          train with your own YAML
   validate --recipe NAME     validate, for example with --ckpt_path runs/NAME/version_0/checkpoints/last.ckpt
   report RUN_DIR             incidents and final metrics as tables, and RUN_DIR/report.png
+  detect --values FILE --column NAME
+                             which alarms detectors raise on any logged curve, their thresholds, and detect.png
   techniques                 every public class and function, with one line on each
   bench overhead             what the callbacks cost per step
   bench optimizers           what a step of the optimizers costs, in time and memory
@@ -193,6 +195,12 @@ def _report(arguments: list[str]) -> int:
     return report(arguments)
 
 
+def _detect(arguments: list[str]) -> int:
+    from lightning_stable.studies.replay_report import main as detect
+
+    return detect(arguments)
+
+
 def _techniques(arguments: list[str]) -> int:
     from lightning_stable.studies.techniques import main as techniques
 
@@ -237,6 +245,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fit": _fit,
     "validate": _validate,
     "report": _report,
+    "detect": _detect,
     "techniques": _techniques,
     "bench": _bench,
 }

@@ -59,12 +59,12 @@ def test_version(capsys):
 def test_help_names_every_command(arguments, capsys):
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    for command in ("list", "show", "fit", "validate", "report", "techniques", "bench"):
+    for command in ("list", "show", "fit", "validate", "report", "detect", "techniques", "bench"):
         assert f"\n  {command} " in out
     assert max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("command", ["list", "show", "fit", "validate", "report", "techniques", "bench"])
+@pytest.mark.parametrize("command", ["list", "show", "fit", "validate", "report", "detect", "techniques", "bench"])
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(
