@@ -22,6 +22,7 @@ from lightning_stable.studies.table import plain_table
 
 _DEFAULT = ("MedianDeviation(min_ratio=1.05)", "LevelShift")  # single values, 5 % up at least; and slow divergence
 _MOST_STREAKS = 10
+_LARGE = 20e6  # bytes, which take some seconds to read
 _PROGRAM = "lightning-stable detect"
 _EXAMPLES = """\
 detectors, in quotation marks, since a shell takes brackets for its own:
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         choices = list({each.label: each for each in map(choose_detector, options.detector or _DEFAULT)}.values())
+        _say_if_large(options.values)
         curve = read_curve(options.values, options.column, options.step_column)
         healthy = _healthy(curve, options.healthy)
     except (NoCurve, WrongDetector) as error:
@@ -137,6 +139,12 @@ def _span(text: str) -> tuple[float, float]:
     if not colon or not span[0] <= span[1]:
         raise argparse.ArgumentTypeError(f"must be two steps such as 1000:90000, 1000: or :90000, got {text!r}")
     return span
+
+
+def _say_if_large(path: Path) -> None:
+    size = sum(file.stat().st_size for file in (path.glob("*tfevents*") if path.is_dir() else [path]) if file.is_file())
+    if size > _LARGE:
+        print(f"{_PROGRAM}: reading {size / 1e6:.0f} MB", file=sys.stderr)
 
 
 def _healthy(curve: Curve, span: tuple[float, float] | None) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 """`lightning-stable detect`, on small files of each kind."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -228,6 +229,14 @@ def test_arguments_that_make_no_sense_are_refused(capsys, arguments, message):
         main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_large_file_is_announced(capsys):
+    Path("run.npz").write_bytes(b"no archive")
+    os.truncate("run.npz", 30_000_000)
+    status, _, err = told(capsys, "--values", "run.npz", "--column", "loss")
+    assert status == 2
+    assert err.startswith("lightning-stable detect: reading 30 MB\n")
 
 
 def test_without_matplotlib_there_are_tables_and_the_remedy(capsys, monkeypatch):
