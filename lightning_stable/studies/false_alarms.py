@@ -218,6 +218,8 @@ def _number_of(value: float) -> int:
     """Which of the numbers with two digits is the first that is not below a value: 0 for 1.0, 1 for 1.1, 90 for 10."""
     if value <= 0:
         return _LOWEST * _DIGITS
+    if value >= 10.0**_HIGHEST:
+        return _HIGHEST * _DIGITS
     power = math.floor(math.log10(value))
     return power * _DIGITS + math.ceil(round(10 * value / 10.0**power, 9)) - 10
 
@@ -239,7 +241,7 @@ def _outermost(choice: DetectorChoice, curve: Curve, healthy: NDArray[np.bool_],
 
 
 def _rounded(value: float, direction: Callable[[float], int]) -> float:
-    if value == 0:
-        return 0.0
+    if not 1e-290 < abs(value) < 1e290:  # zero, or where powers of ten end
+        return value
     unit = math.floor(math.log10(abs(value))) - 3
     return float(f"{direction(round(value / 10.0**unit, 6))}e{unit}")

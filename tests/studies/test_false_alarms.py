@@ -122,6 +122,17 @@ def test_values_that_a_detector_refuses_are_not_suggested():
     assert suggest(own, curve, everywhere(curve), 0) is None
 
 
+@pytest.mark.parametrize("value", [5e-324, -1e-320, 0.0, 1.7976931348623157e308, -1e308])
+@pytest.mark.parametrize("text", ["Above", "Below", "ZScore(threshold=1e400)", "Ratio(ratio=1e300)"])
+def test_the_ends_of_float64_are_no_trouble(text, value):
+    curve = Curve("loss", counted(300), np.full(300, value))
+    with np.errstate(all="ignore"):
+        found = suggest(choose_detector(text), curve, everywhere(curve), 0)
+    assert found.alarms == 0
+    if found.argument == "limit":
+        assert found.value == value
+
+
 def test_a_curve_without_a_finite_healthy_value_has_no_limit():
     curve = Curve("loss", counted(3), np.full(3, np.nan))
     assert suggest(choose_detector("Above"), curve, everywhere(curve), 0) is None
