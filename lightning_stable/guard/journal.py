@@ -35,6 +35,7 @@ class Journal:
         self.incidents: list[Incident] = []
         self.best_val_loss = math.inf
         self.last_val_loss = math.nan
+        self.snapshots = ""  # what they take, in words
         self._can_write = True
 
     @property
@@ -70,6 +71,17 @@ class Journal:
                 self.best_val_loss = min(self.best_val_loss, self.last_val_loss)
                 return
 
+    def halt_report(self) -> str:
+        """What happened and what to try, for whoever finds the run halted."""
+        lines = "\n".join(f"  {incident}" for incident in self.incidents[-10:])
+        count = "1 incident" if len(self.incidents) == 1 else f"{len(self.incidents)} incidents"
+        return (
+            f"SpikeGuard halted the run after {count}; the weights are those of the last good step.\n"
+            f"The latest:\n{lines}\n"
+            "What to try: look at these batches; a lower learning rate or a longer warmup; gradient clipping; more"
+            " budget in `SpikeGuard(ladder=...)`, or `forgive_after` smaller if the spikes are far apart and harmless."
+        )
+
     def summary_rows(self, trainer: Trainer) -> list[tuple[str, str]]:
         """The lines of the table at the end of `fit`."""
         by_response = Counter(incident.response for incident in self.incidents)
@@ -81,6 +93,8 @@ class Journal:
             ("steps rolled back", f"{self.steps_rolled_back}"),
             ("seconds lost", f"{self.seconds_lost:.1f}"),
         ]
+        if self.snapshots:
+            rows.append(("snapshots", self.snapshots))
         if not math.isnan(self.last_val_loss):
             rows.append(("validation loss", f"best {self.best_val_loss:.4f}, last {self.last_val_loss:.4f}"))
         if trainer.log_dir and (trainer.loggers or self.incidents):

@@ -11,7 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_stable._lightning import checkpoints, progress
 from lightning_stable._lightning.data_fetcher import FetcherTap
 from lightning_stable.guard.signals import Signals
-from lightning_stable.guard.snapshot import Snapshot
+from lightning_stable.guard.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
 
@@ -30,8 +30,9 @@ class Recovery:
         pl_module: The module it trains.
         guard: The callback this works for.
         signals: The guard's detectors; what they remember goes back together with the model.
-        snapshot_every: Windows from one snapshot to the next; `None` if no response needs any.
-        keep_batches: Whether the batches since the snapshot are kept for a replay.
+        ring: The snapshots; `None` if no response needs any.
+        snapshot_every: Windows from one snapshot to the next.
+        keep_batches: Whether the batches since the oldest snapshot are kept for a replay.
 
     Example:
         >>> Recovery.__name__  # needs a running fit; see `SpikeGuard`
@@ -44,7 +45,8 @@ class Recovery:
         pl_module: LightningModule,
         guard: Callback,
         signals: Signals,
-        snapshot_every: int | None,
+        ring: SnapshotRing | None,
+        snapshot_every: int,
         keep_batches: bool,
     ) -> None:
         self._trainer = trainer
@@ -52,25 +54,26 @@ class Recovery:
         self._snapshot_every = snapshot_every
         self._keep_batches = keep_batches
         self._before_step = StepState(trainer, pl_module, guard)
-        self._snapshot = Snapshot(trainer, pl_module, guard) if snapshot_every is not None else None
-        self._signals_then: dict[str, Any] = {}
+        self._ring = ring
         self.gates = [StepGate.attach(optimizer, user=USER) for optimizer in trainer.optimizers]
+        for gate in self.gates:  # before anybody who resets moments in front of the step
+            gate.before_step = {USER: self.before_optimizer_moves, **gate.before_step}
         self.tap = FetcherTap(lambda: None, self._before_batch, self._after_batch)
         self._window_ended = True
         self._epoch_began = True
-        self._windows_since_snapshot = 0
-        self._batches_since_snapshot: list[Any] = []
         self._batches_before_window = 0
         self._is_replayed = False
         self._shortfall = 0
         self._marked: list[int] | None = None
-        self._window_started = self._snapshot_taken = time.perf_counter()
+        self._window_started = time.perf_counter()
         self.steps_rolled_back = 0
         self.seconds_lost = 0.0
 
     def begin_epoch(self) -> None:
         """The next window is an epoch's first: it always gets a snapshot, so that no rollback crosses epochs."""
         self._epoch_began = self._window_ended = True
+        if self._ring is not None:
+            self._ring.forget()
         self.tap.attach(self._trainer)
 
     def end_window(self) -> None:
@@ -78,6 +81,11 @@ class Recovery:
         self._window_ended = True
         for gate in self.gates:
             gate.veto = False
+
+    def before_optimizer_moves(self) -> None:
+        """A snapshot that is still being copied must be complete before the step."""
+        if self._ring is not None:
+            self._ring.wait()
 
     def veto(self) -> None:
         """Keep every optimizer from moving until the window ends."""
@@ -99,26 +107,24 @@ class Recovery:
         self.steps_rolled_back = 0
         self.seconds_lost = time.perf_counter() - self._window_started
         self._before_step.restore(count_skipped)
-        del self._batches_since_snapshot[self._batches_before_window :]
-        self._windows_since_snapshot -= 1
+        self._forget_window()
         if progress.is_last_batch(self._trainer) and not count_skipped:
             progress.step_epoch_schedulers(self._trainer)  # the epoch has ended all the same
         return ["buffers", "metrics", "random state", *([] if count_skipped else ["schedules", "counters"])]
 
     def roll_back(self, replay: bool) -> list[str]:
         """Restore the last snapshot; replay the good batches since then, or go on with new ones."""
-        assert self._snapshot is not None
+        assert self._ring is not None
         trainer = self._trainer
-        good = self._batches_since_snapshot[: self._batches_before_window]
         was_last = progress.is_last_batch(trainer)
-        self.seconds_lost = time.perf_counter() - self._snapshot_taken
         self._before_step.restore()
-        self.steps_rolled_back = trainer.global_step - self._snapshot.global_step
-        self._snapshot.restore()
-        self._signals.load_state_dict(self._signals_then)
-        self._batches_since_snapshot = []
-        self._windows_since_snapshot = 0
-        self._snapshot_taken = time.perf_counter()
+        self._forget_window()
+        good_steps = trainer.global_step
+        slot, good, _ = self._ring.go_back(1)
+        self.seconds_lost = time.perf_counter() - slot.taken_at
+        self.steps_rolled_back = good_steps - slot.snapshot.global_step
+        slot.taken_at = time.perf_counter()
+        self._signals.load_state_dict(slot.signals)
         checkpoints.mark_saved(trainer)
         if replay and good:
             rest = self.tap.take_replays()
@@ -181,23 +187,24 @@ class Recovery:
         if self._window_ended and self._epoch_began:
             self._begin_window()
         self._epoch_began = self._window_ended = False
-        if self._keep_batches:
-            self._batches_since_snapshot.append(self._own(batch))
+        if self._keep_batches and self._ring is not None:
+            self._ring.newest.batches.append(self._own(batch))
 
     def _begin_window(self) -> None:
         self._window_started = time.perf_counter()
-        if self._snapshot is not None and self._snapshot_every is not None and self._is_due(self._snapshot_every):
-            self._snapshot.capture()
-            self._signals_then = self._signals.state_dict()
-            self._snapshot_taken = self._window_started
-            self._windows_since_snapshot = 0
-            self._batches_since_snapshot = []
+        if self._ring is not None:
+            self._ring.allocate_optimizer_state()
+            if self._epoch_began or self._ring.newest.windows >= self._snapshot_every:
+                self._ring.capture(self._signals.state_dict())
+            self._ring.newest.windows += 1
+            self._batches_before_window = len(self._ring.newest.batches)
         self._before_step.capture()
-        self._windows_since_snapshot += 1
-        self._batches_before_window = len(self._batches_since_snapshot)
 
-    def _is_due(self, every: int) -> bool:
-        return not self._is_replayed and (self._epoch_began or self._windows_since_snapshot >= every)
+    def _forget_window(self) -> None:
+        """What belongs to the window that runs is no part of what may be replayed."""
+        if self._ring is not None:
+            self._ring.newest.windows -= 1
+            del self._ring.newest.batches[self._batches_before_window :]
 
     def _own(self, batch: Any) -> Any:
         # on the CPU a training step gets the loader's very tensors, and may change them

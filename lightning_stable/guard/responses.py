@@ -46,7 +46,8 @@ class Response(ABC):
         5
     """
 
-    needs_snapshot = False
+    back = 0  # how many snapshots it goes back at first
+    needs_snapshots = 0  # how many it can make use of
     needs_replay = False
     halts = False
 
@@ -104,7 +105,7 @@ class Rollback(Response):
         >>> guard = SpikeGuard(ladder=[Rollback(mode="replay", times=5), Halt()], snapshot_every=20)
     """
 
-    needs_snapshot = True
+    back = needs_snapshots = 1
 
     def __init__(self, mode: Literal["skip", "replay"] = "skip", times: int = 2) -> None:
         super().__init__(times)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_stable._lightning.results import latest_logged
+from lightning_stable._lightning.trainer import gradient_scaler
 from lightning_stable.detectors import Detector, NonFinite, Verdict
 
 LOSS, GRAD_NORM = "loss", "grad_norm"
@@ -121,7 +123,7 @@ class Signals:
         return self._detectors[key]
 
 
-def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
+def gradient_norm(optimizer: Optimizer) -> Tensor:
     """The l2 norm over all gradients the optimizer is about to use; 0 if there are none.
 
     Example:
@@ -134,3 +136,29 @@ def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
     if not gradients:
         return torch.zeros(())
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def read_step(trainer: Trainer, optimizer: Optimizer, losses: list[Tensor]) -> tuple[float | None, float, float]:
+    """Mean loss and gradient norm of the window, and the gradient scaler's scale, with one wait for the device.
+
+    Args:
+        trainer: The trainer in its `fit`.
+        optimizer: The one that is about to step.
+        losses: What `backward` was called on since the optimizer's last step.
+
+    Example:
+        >>> read_step.__name__  # needs a running fit; see `SpikeGuard`
+        'read_step'
+    """
+    norm = gradient_norm(optimizer).float()
+    on_device = [loss.to(norm.device, torch.float32).mean() for loss in losses]
+    *values, norm_value = torch.stack([*on_device, norm]).tolist()
+    scaler = gradient_scaler(trainer)
+    scale = 1.0 if scaler is None else float(scaler.get_scale())
+    if scale != 1.0 and getattr(optimizer, "_step_supports_amp_scaling", False):
+        norm_value /= scale  # a fused optimizer unscales within its step
+    if not values:
+        return None, norm_value, scale
+    # the loss arrives divided by the number of micro-batches and multiplied by the scale
+    accumulated = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+    return accumulated * sum(values) / len(values) / scale, norm_value, scale

@@ -3,107 +3,147 @@
 
 import copy
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import callbacks_of
+from lightning_stable.functional.tensor_norms import local
 from lightning_stable.guard.step_state import StepState
+from lightning_stable.guard.transfer import Transfer, copy_in_order
 
 
 class Snapshot:
     """Parameters, optimizer state, the modules that other callbacks hold, and the `StepState` around them.
 
-    Memory: what the parameters and the optimizer state take (12 bytes a parameter for fp32 AdamW), on their device.
+    Parameters and optimizer state change in the optimizer's step only, so their copies may still be under way when
+    `capture` returns: whoever captures waits for `transfer` before the step. Everything else is copied at once. Of a
+    sharded tensor this process copies its own shard.
+
+    Memory: what the parameters and the optimizer state take (12 bytes a parameter for fp32 AdamW).
 
     Args:
         trainer: The trainer in its `fit`.
         pl_module: The module it trains.
         guard: The callback the snapshot is taken for.
+        transfer: Makes the buffers and copies into them.
 
     Example:
         >>> Snapshot.__name__  # needs a running fit; see `SpikeGuard`
         'Snapshot'
     """
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, guard: Callback) -> None:
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, guard: Callback, transfer: Transfer) -> None:
         self._trainer = trainer
-        others = [callback for callback in callbacks_of(trainer) if callback is not guard]
-        self._tensors = [*pl_module.parameters(), *_tensors_of_callbacks(others)]
-        self._copies = [torch.empty_like(tensor, requires_grad=False) for tensor in self._tensors]
-        self._optimizer_states: list[dict[Hashable, dict[str, Any]]] = [{} for _ in trainer.optimizers]
+        self._transfer = transfer
+        self._parameters = list(pl_module.parameters())
+        self._others = list(tensors_of_callbacks(trainer, guard))
+        self._parameter_copies = [transfer.buffer_like(local(tensor)) for tensor in self._parameters]
+        self._other_copies = [transfer.buffer_like(local(tensor)) for tensor in self._others]
+        self._optimizers = [_OptimizerCopy(optimizer, transfer) for optimizer in trainer.optimizers]
         self._around = StepState(trainer, pl_module, guard)
         self.global_step = 0
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Copy the training state as it is now."""
+        """Begin to copy the training state as it is now."""
         self.global_step = self._trainer.global_step
-        if self._tensors:
-            torch._foreach_copy_(self._copies, self._tensors)
-        for optimizer, saved in zip(self._trainer.optimizers, self._optimizer_states, strict=True):
-            _capture_state(optimizer.state, saved)
+        self._transfer.begin(self._parameter_copies, [local(tensor) for tensor in self._parameters])
+        for optimizer in self._optimizers:
+            optimizer.capture()
+        copy_in_order(self._other_copies, [local(tensor) for tensor in self._others])
         self._around.capture()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Copy the training state back in place; the snapshot stays good."""
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._copies)
-        for optimizer, saved in zip(self._trainer.optimizers, self._optimizer_states, strict=True):
-            _restore_state(optimizer.state, saved)
+        self._transfer.wait()
+        copy_in_order([local(tensor) for tensor in self._parameters], self._parameter_copies)
+        copy_in_order([local(tensor) for tensor in self._others], self._other_copies)
+        for optimizer in self._optimizers:
+            optimizer.restore()
         self._around.restore()
 
+    def allocate_optimizer_state(self) -> None:
+        """Make the buffers for what the optimizers' first step has brought into being."""
+        for optimizer in self._optimizers:
+            optimizer.allocate()
 
-def _tensors_of_callbacks(callbacks: list[Callback]) -> Iterator[Tensor]:
+
+def tensors_of_callbacks(trainer: Trainer, guard: Callback) -> Iterator[Tensor]:
     """Averaged weights and the like: `state_dict` of a callback need not hold its modules."""
-    for callback in callbacks:
-        for value in vars(callback).values():
+    for callback in callbacks_of(trainer):
+        for value in vars(callback).values() if callback is not guard else ():
             if isinstance(value, nn.Module) and not isinstance(value, LightningModule):
                 yield from value.parameters()
                 yield from value.buffers()
 
 
-def _capture_state(state: dict[Any, Any], saved: dict[Hashable, Any]) -> None:
-    for key in [key for key in saved if key not in state]:
-        del saved[key]
-    sources, copies = [], []
-    for key, entry in state.items():
-        if not isinstance(entry, dict):
-            saved[key] = copy.deepcopy(entry)
-            continue
-        old = saved.get(key, {})
-        saved[key] = new = {}
-        for name, value in entry.items():
-            if not isinstance(value, Tensor):
-                new[name] = copy.deepcopy(value)
+class _TensorCopy(NamedTuple):
+    buffer: Tensor
+    device: torch.device  # of the tensor that was copied
+
+
+class _OptimizerCopy:
+    """The state of one optimizer; a buffer that was made once is kept for as long as it fits."""
+
+    def __init__(self, optimizer: Optimizer, transfer: Transfer) -> None:
+        self._optimizer = optimizer
+        self._transfer = transfer
+        self._buffers: dict[tuple[Hashable, str], Tensor] = {}
+        self._saved: dict[Hashable, Any] = {}
+
+    def allocate(self) -> None:
+        for key, entry in self._optimizer.state.items():
+            for name, value in entry.items() if isinstance(entry, dict) else ():
+                if isinstance(value, Tensor):
+                    self._buffer(key, name, local(value))
+
+    def capture(self) -> None:
+        self._saved = {}
+        sources, copies = [], []
+        for key, entry in self._optimizer.state.items():
+            if not isinstance(entry, dict):
+                self._saved[key] = copy.deepcopy(entry)
                 continue
-            new[name] = _buffer_like(value, old.get(name))
-            sources.append(value)
-            copies.append(new[name])
-    if sources:
-        torch._foreach_copy_(copies, sources)
+            self._saved[key] = saved = {}
+            for name, value in entry.items():
+                if not isinstance(value, Tensor):
+                    saved[name] = copy.deepcopy(value)
+                    continue
+                sources.append(local(value))
+                copies.append(self._buffer(key, name, sources[-1]))
+                saved[name] = _TensorCopy(copies[-1], sources[-1].device)
+        self._transfer.begin(copies, sources)
+
+    def restore(self) -> None:
+        state: Any = self._optimizer.state
+        for key in [key for key in state if key not in self._saved]:
+            del state[key]  # born after the snapshot
+        for key, entry in self._saved.items():
+            if not isinstance(entry, dict):
+                state[key] = copy.deepcopy(entry)
+                continue
+            current = state.setdefault(key, {})
+            for name in [name for name in current if name not in entry]:
+                del current[name]
+            for name, value in entry.items():
+                current[name] = _restored(current.get(name), value)
+
+    def _buffer(self, key: Hashable, name: str, value: Tensor) -> Tensor:
+        buffer = self._buffers.get((key, name))
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = self._buffers[key, name] = self._transfer.buffer_like(value)
+        return buffer
 
 
-def _buffer_like(value: Tensor, old: Any) -> Tensor:
-    fits = isinstance(old, Tensor) and (old.shape, old.dtype, old.device) == (value.shape, value.dtype, value.device)
-    return old if fits else torch.empty_like(value)
-
-
-def _restore_state(state: dict[Any, Any], saved: dict[Hashable, Any]) -> None:
-    for key in [key for key in state if key not in saved]:
-        del state[key]  # born after the snapshot
-    for key, entry in saved.items():
-        if not isinstance(entry, dict):
-            state[key] = copy.deepcopy(entry)
-            continue
-        current = state[key]
-        for name in [name for name in current if name not in entry]:
-            del current[name]
-        for name, value in entry.items():
-            if isinstance(value, Tensor) and isinstance(current.get(name), Tensor):
-                current[name].copy_(value)
-            else:
-                current[name] = copy.deepcopy(value)
+def _restored(current: Any, saved: Any) -> Any:
+    if not isinstance(saved, _TensorCopy):
+        return copy.deepcopy(saved)
+    if not isinstance(current, Tensor) or local(current).shape != saved.buffer.shape:
+        return saved.buffer.to(saved.device, copy=True)
+    copy_in_order([local(current)], [saved.buffer])
+    return current

@@ -4,26 +4,30 @@
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_stable._lightning import data_fetcher, progress
+from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import log_scalars, logging_step
 from lightning_stable._lightning.progress_bar import show
-from lightning_stable._lightning.trainer import callbacks_of, gradient_scaler, log_every_n_steps
+from lightning_stable._lightning.trainer import log_every_n_steps
 from lightning_stable.detectors import Detector, MedianDeviation
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
+from lightning_stable.guard.memory import memory_share
 from lightning_stable.guard.recovery import Recovery
+from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
 from lightning_stable.guard.responses import Halt, Response, Rollback, ScaleLR, SkipStep, TrainingHalted
 from lightning_stable.guard.resume import ExactResume
-from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly, Signals, gradient_norm
+from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly, Signals, read_step
+from lightning_stable.guard.snapshot_ring import SnapshotRing
+
+_LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
 
 
 class SpikeGuard(Callback):
@@ -52,9 +56,18 @@ class SpikeGuard(Callback):
             snapshot is taken if the ladder holds no `Rollback`.
         forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never. A
             spike that so many good steps follow did no harm, and the next one is a new one.
+        snapshots: How many snapshots of the running epoch are kept, at least as many as the ladder's largest `back`.
+            `None` keeps that many, and one more if a rung escalates.
+        snapshot_to: Where snapshots of a model on CUDA live: `host` is pinned memory of the machine, which the model
+            does not compete for; `device` is faster to go back to. Either way they are copied while the next forward
+            and backward pass run.
+        max_bytes: What the snapshots may take on this process; `None` does not limit it. Counted are parameters,
+            optimizer state (estimated from the kind of optimizer, and measured after its first step), buffers and the
+            modules of other callbacks. Not counted are batches that are kept to be replayed or saved, and states of
+            metrics. The summary at the end of `fit` says what the snapshots took.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or, from `fit`, if the snapshots would take too much memory.
         TypeError: If `watch` or `ladder` hold something else than detectors and responses.
         TrainingHalted: From `fit`, when the ladder has come to `Halt`.
 
@@ -77,16 +90,22 @@ class SpikeGuard(Callback):
         ladder: list[Response] | None = None,
         snapshot_every: int = 50,
         forgive_after: int | None = 25,
+        snapshots: int | None = None,
+        snapshot_to: Literal["device", "host"] = "host",
+        max_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        if snapshot_every < 1:
-            raise ValueError(f"`SpikeGuard(snapshot_every=...)` must be at least 1, got {snapshot_every}.")
         self._signals = Signals(_default_watch() if watch is None else watch)
         self._ladder = Ladder(_default_ladder() if ladder is None else ladder, forgive_after)
+        check_snapshots(snapshot_every, snapshots, snapshot_to, max_bytes, self._ladder)
         self._snapshot_every = snapshot_every
+        self._snapshots = snapshots
+        self._snapshot_to: Literal["device", "host"] = snapshot_to
+        self._max_bytes = max_bytes
         self._journal = Journal()
         self._resume = ExactResume()
         self._recovery: Recovery | None = None
+        self._ring: SnapshotRing | None = None
         self._trainer: Trainer | None = None
         self._lr_scale = 1.0
         self._losses: list[Tensor] = []
@@ -111,28 +130,23 @@ class SpikeGuard(Callback):
         """Refuse what cannot work, before anything has run."""
         if stage != "fit":
             return
-        _refuse_what_cannot_work(trainer, self)
+        refuse_trainer(trainer, self)
         self._trainer = trainer
         self._resume.setup(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Allocate the buffers, put the gates in front of the optimizers, and go to the place of a checkpoint."""
         rungs = self._ladder.rungs
-        if any(rung.needs_replay for rung in rungs) and data_fetcher.hands_out_iterators(trainer):
-            raise ValueError(
-                '`Rollback(mode="replay")` needs a `training_step` that takes a batch; this one takes a'
-                ' `dataloader_iter` and fetches for itself. Use `Rollback(mode="skip")`.'
-            )
-        for optimizer in trainer.optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS):
-                raise ValueError("`SpikeGuard` cannot veto LBFGS, which evaluates its closure within the step.")
+        refuse_training(trainer, self._ladder)
         self._resume.on_train_start(trainer)
+        self._ring = self._make_ring(trainer, pl_module)
         self._recovery = Recovery(
             trainer,
             pl_module,
             guard=self,
             signals=self._signals,
-            snapshot_every=self._snapshot_every if any(rung.needs_snapshot for rung in rungs) else None,
+            ring=self._ring,
+            snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
         )
         self._recovery.tap.before_epoch = self._resume.before_epoch
@@ -186,12 +200,14 @@ class SpikeGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge the step, and veto it if it is a spike."""
+        if self._recovery is not None:
+            self._recovery.before_optimizer_moves()  # SAM moves before it comes to its gate
         if self._recovery is None or self._anomaly is not None:
             return  # the window is vetoed already
         if getattr(optimizer, "phase", None) == "ascend":
             return  # SAM's first gradient moves nothing; if it is bad, the second one is too
         self._stepped = True
-        loss, norm, scale = self._read(trainer, optimizer)
+        loss, norm, scale = read_step(trainer, optimizer, self._losses)
         self._losses.clear()
         if scale > 1.0 and not math.isfinite(norm) and (loss is None or math.isfinite(loss)):
             return  # the gradient scaler skips an overflow by itself and needs to learn from it
@@ -255,20 +271,16 @@ class SpikeGuard(Callback):
 
     # What the hooks are made of
 
-    def _read(self, trainer: Trainer, optimizer: Optimizer) -> tuple[float | None, float, float]:
-        """Mean loss and gradient norm of the window, and the gradient scaler's scale, with one wait for the device."""
-        norm = gradient_norm(optimizer).float()
-        on_device = [loss.to(norm.device, torch.float32).mean() for loss in self._losses]
-        *losses, norm_value = torch.stack([*on_device, norm]).tolist()
-        scaler = gradient_scaler(trainer)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        if scale != 1.0 and getattr(optimizer, "_step_supports_amp_scaling", False):
-            norm_value /= scale  # a fused optimizer unscales within its step
-        if not losses:
-            return None, norm_value, scale
-        # the loss arrives divided by the number of micro-batches and multiplied by the scale
-        accumulated = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
-        return accumulated * sum(losses) / len(losses) / scale, norm_value, scale
+    def _make_ring(self, trainer: Trainer, pl_module: LightningModule) -> SnapshotRing | None:
+        """The snapshots, if the ladder needs any: how much they take is known, and refused, before training begins."""
+        wanted = max(rung.needs_snapshots for rung in self._ladder.rungs)
+        if not wanted:
+            return None
+        ring = SnapshotRing(trainer, pl_module, self, self._snapshots or wanted, self._snapshot_to, self._max_bytes)
+        share = memory_share(trainer, ring.memory.total, ring.on_host)
+        if share > _LARGE_SHARE:
+            rank_zero_info(f"SpikeGuard keeps snapshots, {ring}: {share:.0%} of it.")
+        return ring
 
     def _respond(self, trainer: Trainer, recovery: Recovery, anomaly: Anomaly) -> None:
         response = self._ladder.climb()
@@ -291,7 +303,7 @@ class SpikeGuard(Callback):
         self._journal.record(trainer, incident)
         if response.halts:
             self._log(trainer, recovery)
-            raise TrainingHalted(_report(self._journal.incidents))
+            raise TrainingHalted(self._journal.halt_report())
 
     def _log(self, trainer: Trainer, recovery: Recovery) -> None:
         optimizer = trainer.optimizers[0]
@@ -326,7 +338,8 @@ class SpikeGuard(Callback):
             return
         self._lr_scale = self._recovery.lr_scale
         self._recovery.detach()
-        self._recovery = None
+        self._journal.snapshots = "" if self._ring is None else str(self._ring)
+        self._recovery = self._ring = None
         self._forget_window()
 
 
@@ -342,38 +355,3 @@ def _default_watch() -> Mapping[str, Detector]:
 
 def _default_ladder() -> list[Response]:
     return [SkipStep(times=3), Rollback(times=2), ScaleLR(factor=0.5, times=2), Halt()]
-
-
-def _refuse_what_cannot_work(trainer: Trainer, guard: SpikeGuard) -> None:
-    if trainer.world_size > 1:
-        raise RuntimeError(
-            f"`SpikeGuard` works in one process so far, and this Trainer runs {trainer.world_size}."
-            " Use `Trainer(devices=1, num_nodes=1)`, or leave the guard out."
-        )
-    if trainer.strategy.handles_gradient_accumulation:
-        raise RuntimeError(
-            f"`SpikeGuard` cannot undo a step of `{type(trainer.strategy).__name__}`, which steps by itself."
-            ' Use `Trainer(strategy="auto")`, or leave the guard out.'
-        )
-    for callback in callbacks_of(trainer):
-        if callback is guard:
-            return
-        if isinstance(callback, SpikeGuard):
-            raise ValueError("`Trainer(callbacks=...)` must hold one `SpikeGuard` only; put all of `watch` into one.")
-        if isinstance(callback, WeightAveraging):
-            name = type(callback).__name__
-            raise ValueError(
-                f"`SpikeGuard` must come before `{name}`, which would average in a step that is being undone."
-                f" Use `callbacks=[SpikeGuard(...), {name}(...)]`."
-            )
-
-
-def _report(incidents: list[Incident]) -> str:
-    lines = "\n".join(f"  {incident}" for incident in incidents[-10:])
-    count = "1 incident" if len(incidents) == 1 else f"{len(incidents)} incidents"
-    return (
-        f"SpikeGuard halted the run after {count}; the weights are those of the last good step.\n"
-        f"The latest:\n{lines}\n"
-        "What to try: look at these batches; a lower learning rate or a longer warmup; gradient clipping; more budget"
-        " in `SpikeGuard(ladder=...)`, or `forgive_after` smaller if the spikes are far apart and harmless."
-    )

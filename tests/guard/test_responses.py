@@ -56,7 +56,7 @@ def test_it_constructs_without_arguments_and_from_yaml(kind):
 
 
 def test_only_what_goes_back_needs_snapshots():
-    assert [kind.__name__ for kind in RESPONSES if kind().needs_snapshot] == ["Rollback"]
+    assert [kind.__name__ for kind in RESPONSES if kind().needs_snapshots] == ["Rollback"]
     assert not Rollback(mode="skip").needs_replay
     assert Rollback(mode="replay").needs_replay
 

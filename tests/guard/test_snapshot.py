@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_stable.guard.snapshot import Snapshot
+from lightning_stable.guard.transfer import Transfer
 from tests.faulty_runs import Net, assert_same, make_batches, run
 
 OPTIMIZERS = {
@@ -27,7 +28,7 @@ class Snap(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 0:
-            self.snapshot = Snapshot(trainer, pl_module, self)
+            self.snapshot = Snapshot(trainer, pl_module, self, Transfer("host"))
         if batch_idx == self.at:
             self.snapshot.capture()
             self.before = self.look(trainer, pl_module)
@@ -59,18 +60,41 @@ def test_weights_and_optimizer_come_back_in_place_and_more_than_once(optimizer, 
     run(make_batches(6), [Snap(at)], model=lambda: Net(OPTIMIZERS[optimizer]), epochs=2)
 
 
-def test_the_buffers_are_allocated_once():
-    pointers = []
+def addresses_of(snapshot):
+    """Where its buffers lie."""
+    buffers = [buffer for optimizer in snapshot._optimizers for buffer in optimizer._buffers.values()]
+    return [copy.data_ptr() for copy in (*snapshot._parameter_copies, *buffers)]
 
-    class Twice(Callback):
+
+def test_the_buffers_are_allocated_once():
+    addresses = []
+
+    class Often(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if batch_idx == 0:
-                self.snapshot = Snapshot(trainer, pl_module, self)
+                self.snapshot = Snapshot(trainer, pl_module, self, Transfer("host"))
+            if batch_idx == 1:
+                self.snapshot.allocate_optimizer_state()
+                addresses.append(addresses_of(self.snapshot))
             self.snapshot.capture()
-            saved = self.snapshot._optimizer_states[0]
-            states = [v.data_ptr() for entry in saved.values() for v in entry.values() if isinstance(v, torch.Tensor)]
-            pointers.append(([c.data_ptr() for c in self.snapshot._copies], states))
+            addresses.append(addresses_of(self.snapshot))
 
-    run(make_batches(5), [Twice()], epochs=1)
-    assert pointers[1] == pointers[2] == pointers[4]
-    assert pointers[1][1]
+    run(make_batches(5), [Often()], epochs=1)
+    before, *after = addresses
+    assert len(after[0]) > len(before)
+    assert all(one == after[0] for one in after)
+
+
+def test_state_that_was_thrown_away_since_comes_back():
+    class Clear(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            optimizer = trainer.optimizers[0]
+            if batch_idx == 3:
+                snapshot = Snapshot(trainer, pl_module, self, Transfer("device"))
+                snapshot.capture()
+                before = copy.deepcopy(optimizer.state_dict()["state"])
+                optimizer.state.clear()
+                snapshot.restore()
+                assert_same(optimizer.state_dict()["state"], before)
+
+    run(make_batches(5), [Clear()], epochs=1)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last few snapshots of an epoch, and the batches that were trained on since each of them."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_stable.guard.memory import SnapshotMemory, snapshot_memory
+from lightning_stable.guard.snapshot import Snapshot
+from lightning_stable.guard.transfer import Transfer
+
+
+class Slot:
+    """One snapshot and what belongs to it.
+
+    Args:
+        snapshot: Its buffers.
+
+    Example:
+        >>> Slot.__name__  # made by `SnapshotRing`
+        'Slot'
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.signals: dict[str, Any] = {}
+        self.batches: list[Any] = []  # trained on from this snapshot to the next
+        self.windows = 0  # likewise
+        self.taken_at = 0.0
+
+
+class SnapshotRing:
+    """Takes a snapshot into the oldest of `count` slots, and goes back to any of them.
+
+    All buffers are made here, once: those of optimizer state that is born in the first step, right after it.
+
+    Args:
+        trainer: The trainer in its `fit`.
+        pl_module: The module it trains.
+        guard: The callback this works for.
+        count: Slots, at least 1.
+        to: Where snapshots of a model on CUDA live: `device`, or `host` for pinned memory.
+        max_bytes: What they may take together.
+
+    Raises:
+        ValueError: If they take more than `max_bytes`; nothing has been allocated then.
+
+    Example:
+        >>> SnapshotRing.__name__  # needs a running fit; see `SpikeGuard`
+        'SnapshotRing'
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        guard: Callback,
+        count: int,
+        to: Literal["device", "host"],
+        max_bytes: int | None,
+    ) -> None:
+        self._trainer = trainer
+        self._max_bytes = max_bytes
+        self._measure: Callable[[], SnapshotMemory] = lambda: snapshot_memory(trainer, pl_module, guard, count)
+        self.memory = self._measured()
+        self.on_host = to == "host" or trainer.strategy.root_device.type != "cuda"
+        self._transfer = Transfer(to)
+        self._free = [Slot(Snapshot(trainer, pl_module, guard, self._transfer)) for _ in range(count)]
+        self._taken: list[Slot] = []  # oldest first
+        self._has_optimizer_state = False
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def __str__(self) -> str:
+        return f"{self.memory}, {'in host memory' if self.on_host else 'on the device'}"
+
+    @property
+    def newest(self) -> Slot:
+        """The latest snapshot; there must be one."""
+        return self._taken[-1]
+
+    def allocate_optimizer_state(self) -> None:
+        """Make the buffers for optimizer state as soon as there is any; called again it does nothing."""
+        if self._has_optimizer_state or not all(optimizer.state for optimizer in self._trainer.optimizers):
+            return
+        self._has_optimizer_state = True
+        self.memory = self._measured()
+        for slot in (*self._free, *self._taken):
+            slot.snapshot.allocate_optimizer_state()
+
+    def capture(self, signals: dict[str, Any]) -> None:
+        """Begin a snapshot; `wait` must be called before the optimizer moves."""
+        slot = self._free.pop() if self._free else self._taken.pop(0)
+        slot.snapshot.capture()
+        slot.signals, slot.batches, slot.windows = signals, [], 0
+        slot.taken_at = time.perf_counter()
+        self._taken.append(slot)
+
+    def wait(self) -> None:
+        """The snapshot that was begun last is complete before anything that the computation does from here on."""
+        self._transfer.wait()
+
+    def go_back(self, back: int) -> tuple[Slot, list[Any], int]:
+        """Restore the `back`-th newest snapshot, or the oldest; the newer ones are forgotten.
+
+        Returns its slot, and the batches and the windows since then.
+        """
+        index = max(0, len(self._taken) - back)
+        slot, newer = self._taken[index], self._taken[index + 1 :]
+        batches = [batch for one in (slot, *newer) for batch in one.batches]
+        windows = sum(one.windows for one in (slot, *newer))
+        del self._taken[index + 1 :]
+        self._free.extend(newer)
+        slot.snapshot.restore()
+        slot.batches, slot.windows = [], 0
+        return slot, batches, windows
+
+    def forget(self) -> None:
+        """A new epoch has begun, and none goes back into the one before."""
+        self._free.extend(self._taken)
+        self._taken = []
+
+    def _measured(self) -> SnapshotMemory:
+        memory = self._measure()
+        memory.refuse_more_than(self._max_bytes)
+        return memory
