@@ -78,6 +78,13 @@ def batches_begun(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
+def batches_left(trainer: Trainer) -> float:
+    """How many batches of the epoch follow the one that was just processed; infinite where nobody knows."""
+    if is_last_batch(trainer):
+        return 0
+    return trainer.num_training_batches - trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the batch that was just processed is the last one of its epoch."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

@@ -22,6 +22,10 @@ class Incident:
         restored: What was put back, in words.
         steps_skipped: Optimizer steps that were vetoed and forgotten.
         steps_rolled_back: Good optimizer steps that were undone.
+        batches_passed_over: Batches that follow and are fetched but not trained on.
+        norm_before: The l2 norm of the gradients before `ClipStep` shrank them; `None` if it did not.
+        norm_after: Their norm after it.
+        notes: What side responses have done, and what they could not do.
         seconds_lost: Wall-clock time that went into work that was thrown away.
         time: When, ISO 8601.
 
@@ -43,6 +47,10 @@ class Incident:
     restored: list[str] = field(default_factory=list)
     steps_skipped: int = 0
     steps_rolled_back: int = 0
+    batches_passed_over: int = 0
+    norm_before: float | None = None
+    norm_after: float | None = None
+    notes: list[str] = field(default_factory=list)
     seconds_lost: float = 0.0
     time: str = ""
 
@@ -60,7 +68,8 @@ class Incident:
         known_limit = math.isfinite(self.value) and math.isfinite(self.threshold)
         reading = f"{self.value:.4g} above {self.threshold:.4g}" if known_limit else f"is {self.value:.4g}"
         where = f"{batches} of epoch {self.epoch}"
-        return f"step {self.step}: {self.signal} {reading}, {self.response} ({where})"
+        over = f", {self.batches_passed_over} passed over" if self.batches_passed_over else ""
+        return f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{over})"
 
 
 def _json(value: Any) -> Any:

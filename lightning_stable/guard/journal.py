@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_stable._lightning.loggers import log_scalars, log_text
+from lightning_stable._lightning.loggers import log_scalars, log_text, logging_step
+from lightning_stable._lightning.progress_bar import show
+from lightning_stable._lightning.trainer import log_every_n_steps
 from lightning_stable.guard.incident import Incident
+from lightning_stable.guard.signals import GRAD_NORM, LOSS
+from lightning_stable.optim import StepGate
 
 FILE_NAME = "incidents.jsonl"
 
@@ -62,6 +67,27 @@ class Journal:
         log_text(trainer, "stability/incident", _markdown(incident))
         log_scalars(trainer, {"stability/incidents": len(self.incidents)})
         self._write(trainer)
+
+    def log_step(self, trainer: Trainer, readings: Mapping[str, float], gate: StepGate, is_spike: bool) -> None:
+        """Show what the step was judged by; log it when Lightning logs, and at every spike."""
+        lr = float(gate.optimizer.param_groups[0]["lr"]) * gate.scale
+        count = len(self.incidents)
+        shown = {key: value for key, value in readings.items() if key in (LOSS, GRAD_NORM)}
+        texts = {key: f"{value:.3f}" for key, value in shown.items()}
+        show(trainer, {**texts, "lr": f"{lr:.2e}", "incidents": str(count)})
+        every = log_every_n_steps(trainer)
+        if not is_spike and (every == 0 or (logging_step(trainer) + 1) % every):
+            return
+        log_scalars(
+            trainer,
+            {
+                **{f"stability/{key}": value for key, value in shown.items()},
+                "stability/lr": lr,
+                "stability/lr_scale": gate.scale,
+                "stability/incidents": count,
+                "stability/global_step": trainer.global_step,
+            },
+        )
 
     def note_validation(self, trainer: Trainer) -> None:
         """Remember the validation loss, if the module logs one."""
@@ -143,7 +169,7 @@ class Journal:
         lines = "".join(json.dumps(incident.to_json()) + "\n" for incident in self.incidents)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(folder / FILE_NAME, lines)
+            write_atomically(folder / FILE_NAME, lines.encode())
         except OSError as error:
             self._can_write = False
             rank_zero_warn(
@@ -153,11 +179,26 @@ class Journal:
             )
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside `path` and rename it: whoever reads `path` finds the old content or the new one.
+
+    Args:
+        path: Of the file, in a folder that exists.
+        content: All of it.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind then.
+
+    Example:
+        >>> write_atomically(Path("nowhere/file"), b"text")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: [Errno 2] No such file or directory: ...
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         shutil.copymode(path, temporary) if path.exists() else Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError:

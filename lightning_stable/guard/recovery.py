@@ -2,6 +2,7 @@
 """How a step is vetoed, undone, rolled back and replayed."""
 
 import time
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lightning_stable._lightning import checkpoints, progress
 from lightning_stable._lightning.data_fetcher import FetcherTap
-from lightning_stable.guard.signals import Signals
+from lightning_stable._lightning.passed_over import PassedOver
+from lightning_stable.guard.ladder import Escalation
+from lightning_stable.guard.lr_scale import LRScale
+from lightning_stable.guard.signals import GradientReading, Signals
 from lightning_stable.guard.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
@@ -18,21 +22,41 @@ from lightning_stable.optim import StepGate, reset_moments
 USER = "spike_guard"
 
 
+@dataclass
+class Aftermath:
+    """What a response has done, in numbers.
+
+    Example:
+        >>> Aftermath().steps_rolled_back
+        0
+    """
+
+    steps_rolled_back: int = 0
+    batches_passed_over: int = 0
+    norm_before: float | None = None
+    norm_after: float | None = None
+    seconds_lost: float = 0.0
+
+
 class Recovery:
     """Keeps what is needed to undo the step that runs, and to go back to the last snapshot.
 
     A *window* is what one optimizer step is made of: one batch, or the micro-batches that are accumulated. Data that
     was passed over stays passed over, so the loop's batch index remains the position in the data; only batches that
-    are replayed are numbered again, up to the index of the batch that was left out.
+    are replayed are numbered again, up to the index of the batch that was left out. Batches that are to be passed over
+    go through the loop like any other, without their `training_step`, and each of their windows is undone.
 
     Args:
         trainer: The trainer in its `fit`.
         pl_module: The module it trains.
         guard: The callback this works for.
         signals: The guard's detectors; what they remember goes back together with the model.
+        lr_scale: The factor on the learning rate; it does not go back.
+        escalation: Learns of every rollback.
         ring: The snapshots; `None` if no response needs any.
         snapshot_every: Windows from one snapshot to the next.
         keep_batches: Whether the batches since the oldest snapshot are kept for a replay.
+        keep_window: Whether the batches of the window that runs are kept.
 
     Example:
         >>> Recovery.__name__  # needs a running fit; see `SpikeGuard`
@@ -45,29 +69,39 @@ class Recovery:
         pl_module: LightningModule,
         guard: Callback,
         signals: Signals,
+        lr_scale: LRScale,
+        escalation: Escalation,
         ring: SnapshotRing | None,
         snapshot_every: int,
         keep_batches: bool,
+        keep_window: bool,
     ) -> None:
         self._trainer = trainer
         self._signals = signals
+        self._lr_scale = lr_scale
+        self._escalation = escalation
         self._snapshot_every = snapshot_every
         self._keep_batches = keep_batches
+        self._keep_window = keep_window
         self._before_step = StepState(trainer, pl_module, guard)
         self._ring = ring
         self.gates = [StepGate.attach(optimizer, user=USER) for optimizer in trainer.optimizers]
         for gate in self.gates:  # before anybody who resets moments in front of the step
             gate.before_step = {USER: self.before_optimizer_moves, **gate.before_step}
+        self._apply_lr_scale()
+        self.passed_over = PassedOver(trainer)
         self.tap = FetcherTap(lambda: None, self._before_batch, self._after_batch)
         self._window_ended = True
         self._epoch_began = True
         self._batches_before_window = 0
-        self._is_replayed = False
+        self.is_replayed = False
         self._shortfall = 0
         self._marked: list[int] | None = None
         self._window_started = time.perf_counter()
-        self.steps_rolled_back = 0
-        self.seconds_lost = 0.0
+        self._window_length = 0
+        self.window: list[Any] = []
+        self.gradients: GradientReading | None = None
+        self.aftermath = Aftermath()
 
     def begin_epoch(self) -> None:
         """The next window is an epoch's first: it always gets a snapshot, so that no rollback crosses epochs."""
@@ -79,6 +113,9 @@ class Recovery:
     def end_window(self) -> None:
         """The optimizer has stepped, or was vetoed: the next batch starts a new window."""
         self._window_ended = True
+        self.window = []
+        self.gradients = None
+        self.aftermath = Aftermath()
         for gate in self.gates:
             gate.veto = False
 
@@ -91,40 +128,64 @@ class Recovery:
         """Keep every optimizer from moving until the window ends."""
         for gate in self.gates:
             gate.veto = True
-            gate.mark_called()
+        self._mark_called()
 
     def detach(self) -> None:
         """Leave trainer and optimizers as they were found."""
         self.tap.detach()
+        self.passed_over.detach()
         for gate in self.gates:
             gate.veto = False
             gate.detach(user=USER)
+
+    def random_state(self) -> dict[str, Any]:
+        """The random number generators as they were before the window."""
+        return self._before_step.random_state()
 
     # What responses may ask for
 
     def undo_step(self, count_skipped: bool) -> list[str]:
         """Make the vetoed step one that never happened."""
-        self.steps_rolled_back = 0
-        self.seconds_lost = time.perf_counter() - self._window_started
+        self.aftermath.seconds_lost = time.perf_counter() - self._window_started
         self._before_step.restore(count_skipped)
         self._forget_window()
         if progress.is_last_batch(self._trainer) and not count_skipped:
             progress.step_epoch_schedulers(self._trainer)  # the epoch has ended all the same
         return ["buffers", "metrics", "random state", *([] if count_skipped else ["schedules", "counters"])]
 
-    def roll_back(self, replay: bool) -> list[str]:
-        """Restore the last snapshot; replay the good batches since then, or go on with new ones."""
+    def can_clip(self) -> bool:
+        """Whether the gradients are finite, and larger than what is known to be typical of them."""
+        return self.gradients is not None and self.gradients.is_too_large
+
+    def clip_step(self) -> list[str]:
+        """Scale the gradients, in place, to the typical norm."""
+        assert self.gradients is not None
+        ratio = self.gradients.shrink()
+        self.aftermath.norm_before, self.aftermath.norm_after = self.gradients.norm, self.gradients.norm * ratio
+        return [f"gradients x {ratio:.4g}"]
+
+    def repeats(self) -> int:
+        """How many rollbacks in a row have not helped at this place; 0 at a new one."""
+        return self._escalation.repeats
+
+    def roll_back(self, back: int, replay: bool, pass_over: int) -> list[str]:
+        """Restore the `back`-th newest snapshot; replay the good batches since then, or go on with new ones.
+
+        The next `pass_over` batches of the loader are fetched and not trained on.
+        """
         assert self._ring is not None
         trainer = self._trainer
         was_last = progress.is_last_batch(trainer)
+        left = progress.batches_left(trainer) - self.tap.replays_left
         self._before_step.restore()
         self._forget_window()
         good_steps = trainer.global_step
-        slot, good, _ = self._ring.go_back(1)
-        self.seconds_lost = time.perf_counter() - slot.taken_at
-        self.steps_rolled_back = good_steps - slot.snapshot.global_step
+        slot, good, windows = self._ring.go_back(back)
+        self.aftermath.seconds_lost = time.perf_counter() - slot.taken_at
+        self.aftermath.steps_rolled_back = good_steps - slot.snapshot.global_step
         slot.taken_at = time.perf_counter()
         self._signals.load_state_dict(slot.signals)
+        self._escalation.rolled_back(windows + 1, windows if replay else 0)
         checkpoints.mark_saved(trainer)
         if replay and good:
             rest = self.tap.take_replays()
@@ -136,13 +197,14 @@ class Recovery:
             self.tap.replay([*good, *rest])
         elif was_last:
             progress.step_epoch_schedulers(trainer)
+        self.aftermath.batches_passed_over = self.passed_over.pass_over(pass_over, self._window_length, left)
         return ["weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters"]
 
-    def scale_lr(self, factor: float) -> list[str]:
-        """Multiply the learning rate from here on."""
-        for gate in self.gates:
-            gate.scales[USER] = gate.scales.get(USER, 1.0) * factor
-        return [f"learning rate x {self.lr_scale:g}"]
+    def scale_lr(self, factor: float, recover_after: int | None) -> list[str]:
+        """Multiply the learning rate from here on, or until it has recovered."""
+        self._lr_scale.multiply(factor, recover_after)
+        self._apply_lr_scale()
+        return [f"learning rate x {self._lr_scale.value:g}"]
 
     def reset_momentum(self, moments: Literal["first", "all"]) -> list[str]:
         """Zero the optimizers' moments."""
@@ -150,12 +212,19 @@ class Recovery:
             reset_moments(optimizer, moments)
         return [f"{moments} moments zeroed"]
 
-    @property
-    def lr_scale(self) -> float:
-        """What `scale_lr` has come to so far."""
-        return self.gates[0].scales.get(USER, 1.0) if self.gates else 1.0
+    def clean_step(self) -> None:
+        """The learning rate may be on its way back."""
+        self._lr_scale.clean_step()
+        self._apply_lr_scale()
 
-    # Around the steps of a replay
+    # Around the steps of a replay, and batches that are passed over
+
+    def after_passed_batch(self) -> bool:
+        """Undo the window, if this was its last batch: no step was made, but hooks and schedules have run."""
+        has_ended = self.passed_over.end_batch()
+        if has_ended:
+            self.undo_step(count_skipped=False)
+        return has_ended
 
     def before_validation_or_batch(self) -> None:
         """Let `ModelCheckpoint` see again what it has really saved."""
@@ -165,7 +234,7 @@ class Recovery:
 
     def after_replayed_batch(self) -> None:
         """A replayed step was saved and validated before; only the last one stands where the data goes on."""
-        if not self._is_replayed:
+        if not self.is_replayed:
             return
         self._marked = checkpoints.mark_saved(self._trainer)
         if self.tap.replays_left:
@@ -177,7 +246,7 @@ class Recovery:
     # Around every fetch
 
     def _before_batch(self) -> None:
-        self._is_replayed = self.tap.replays_left > 0
+        self.is_replayed = self.tap.replays_left > 0
         # The first fetch of an epoch draws the order of the data from the global generators, and a run that never
         # held the batch would have drawn it too: there the state is taken after the fetch.
         if self._window_ended and not self._epoch_began:
@@ -187,17 +256,25 @@ class Recovery:
         if self._window_ended and self._epoch_began:
             self._begin_window()
         self._epoch_began = self._window_ended = False
+        self._window_length += 1
+        if self._keep_window:
+            self.window.append(self._own(batch[0]))  # what was fetched is a batch and two indices
         if self._keep_batches and self._ring is not None:
             self._ring.newest.batches.append(self._own(batch))
 
     def _begin_window(self) -> None:
         self._window_started = time.perf_counter()
+        self._window_length = 0
+        is_passed_over = self.passed_over.begin_window(self.is_replayed)
         if self._ring is not None:
             self._ring.allocate_optimizer_state()
-            if self._epoch_began or self._ring.newest.windows >= self._snapshot_every:
+            is_due = self._epoch_began or self._ring.newest.windows >= self._snapshot_every
+            if is_due and not (is_passed_over and len(self._ring)):
                 self._ring.capture(self._signals.state_dict())
             self._ring.newest.windows += 1
             self._batches_before_window = len(self._ring.newest.batches)
+        if is_passed_over:
+            self._mark_called()
         self._before_step.capture()
 
     def _forget_window(self) -> None:
@@ -205,6 +282,15 @@ class Recovery:
         if self._ring is not None:
             self._ring.newest.windows -= 1
             del self._ring.newest.batches[self._batches_before_window :]
+
+    def _mark_called(self) -> None:
+        """Let schedules step without an optimizer that has."""
+        for gate in self.gates:
+            gate.mark_called()
+
+    def _apply_lr_scale(self) -> None:
+        for gate in self.gates:
+            gate.scales[USER] = self._lr_scale.value
 
     def _own(self, batch: Any) -> Any:
         # on the CPU a training step gets the loader's very tensors, and may change them

@@ -72,10 +72,16 @@ def refuse_training(trainer: Trainer, ladder: Ladder) -> None:
         >>> refuse_training.__name__  # needs a running fit
         'refuse_training'
     """
-    if any(rung.needs_replay for rung in ladder.rungs) and data_fetcher.hands_out_iterators(trainer):
-        raise ValueError(
-            '`Rollback(mode="replay")` needs a `training_step` that takes a batch; this one takes a'
-            ' `dataloader_iter` and fetches for itself. Use `Rollback(mode="skip")`.'
-        )
+    for rung in ladder.rungs if data_fetcher.hands_out_iterators(trainer) else ():
+        if rung.needs_replay or rung.needs_batches:
+            name, instead = (
+                ('Rollback(mode="replay")', 'Use `Rollback(mode="skip")`')
+                if rung.needs_replay
+                else (f"{type(rung).__name__}()", "Leave it out")
+            )
+            raise ValueError(
+                f"`{name}` needs a `training_step` that takes a batch; this one takes a `dataloader_iter` and fetches"
+                f" for itself. {instead}."
+            )
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise ValueError("`SpikeGuard` cannot veto LBFGS, which evaluates its closure within the step.")

@@ -3,6 +3,8 @@
 
 import copy
 import math
+import statistics
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from lightning_stable._lightning.trainer import gradient_scaler
 from lightning_stable.detectors import Detector, NonFinite, Verdict
 
 LOSS, GRAD_NORM = "loss", "grad_norm"
+_TYPICAL_OF = 64  # accepted steps whose gradient norms tell what is typical
 _PATIENCE_STEPS = 1000  # a watched key may be logged rarely; after that many steps somebody has mistyped it
 
 
@@ -33,6 +36,40 @@ class Anomaly:
     signal: str
     value: float
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class GradientReading:
+    """The gradients that an optimizer is about to use.
+
+    Example:
+        >>> parameter = torch.nn.Parameter(torch.zeros(2))
+        >>> parameter.grad = torch.tensor([3.0, 4.0])
+        >>> read = GradientReading(torch.optim.SGD([parameter], lr=0.1), norm=5.0, typical=2.5, is_finite=True)
+        >>> read.is_too_large, read.shrink(), parameter.grad.tolist()
+        (True, 0.5, [1.5, 2.0])
+    """
+
+    optimizer: Optimizer
+    norm: float
+    typical: float | None  # what the norm has been of late
+    is_finite: bool  # loss and gradients
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether they can be shrunk to a norm that is known to be typical."""
+        return self.is_finite and self.typical is not None and 0 < self.typical < self.norm
+
+    @torch.no_grad()
+    def shrink(self) -> float:
+        """Scale the gradients in place to the typical norm, and return by how much."""
+        assert self.typical is not None
+        ratio = self.typical / self.norm
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(ratio)
+        return ratio
 
 
 class Signals:
@@ -60,6 +97,7 @@ class Signals:
                 raise TypeError(f"`SpikeGuard(watch=...)`: {key!r} must map to a detector, got {detector!r}.")
         self._watch = dict(watch)
         self._detectors: dict[str, Detector] = {}
+        self._norms: dict[str, deque[float]] = {}
         self._last_seen: dict[str, Any] = {}
         self._never_logged = {key for key in watch if key not in (LOSS, GRAD_NORM)}
         self._steps = 0
@@ -105,16 +143,29 @@ class Signals:
         """Remember the readings of a healthy step."""
         for key, value in readings.items():
             self._detector(key).accept(value)
+            if key == GRAD_NORM or key.startswith(f"{GRAD_NORM}/"):
+                self._norms.setdefault(key, deque(maxlen=_TYPICAL_OF)).append(value)
+
+    def typical(self, key: str) -> float | None:
+        """The median of the gradient norms accepted lately, else the largest that would pass; `None` if unknown."""
+        if self._norms.get(key):
+            return statistics.median(self._norms[key])
+        threshold = self._detector(key).judge(math.inf).threshold
+        return threshold if math.isfinite(threshold) else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every detector that has judged something."""
-        return {key: detector.state_dict() for key, detector in self._detectors.items()}
+        """The state of every detector that has judged something, and the gradient norms of late."""
+        return {
+            "detectors": {key: detector.state_dict() for key, detector in self._detectors.items()},
+            "norms": {key: list(norms) for key, norms in self._norms.items()},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict`; detectors it does not know start afresh."""
         self._detectors = {}
-        for key, state in state_dict.items():
+        for key, state in state_dict["detectors"].items():
             self._detector(key).load_state_dict(state)
+        self._norms = {key: deque(norms, maxlen=_TYPICAL_OF) for key, norms in state_dict["norms"].items()}
 
     def _detector(self, key: str) -> Detector:
         if key not in self._detectors:

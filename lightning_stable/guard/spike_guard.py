@@ -12,19 +12,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_stable._lightning import progress
-from lightning_stable._lightning.loggers import log_scalars, logging_step
-from lightning_stable._lightning.progress_bar import show
-from lightning_stable._lightning.trainer import log_every_n_steps
+from lightning_stable._lightning.loggers import logging_step
 from lightning_stable.detectors import Detector, MedianDeviation
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
+from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.memory import memory_share
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
-from lightning_stable.guard.responses import Halt, Response, Rollback, ScaleLR, SkipStep, TrainingHalted
+from lightning_stable.guard.responses import Halt, Response, ScaleLR, SkipStep, TrainingHalted
 from lightning_stable.guard.resume import ExactResume
-from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly, Signals, read_step
+from lightning_stable.guard.rollback import Rollback
+from lightning_stable.guard.side_responses import Scene, SideResponse
+from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly, GradientReading, Signals, read_step
 from lightning_stable.guard.snapshot_ring import SnapshotRing
 
 _LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
@@ -37,8 +38,10 @@ class SpikeGuard(Callback):
 
         spike  <=>  loss or gradient norm is not finite, or a detector calls a watched signal an anomaly
 
-    The step is then vetoed, and the ladder's next response with budget left says what else is done. `loss` is the mean
-    over the window; `grad_norm` is the l2 norm of the unscaled gradients before clipping.
+    The step is then vetoed (or, by `ClipStep`, its gradients are shrunk), and the ladder's first response that has
+    budget left and applies says what else is done. Side responses in the ladder (`SaveBatch`, `Notify`) act on every
+    spike, beside the one that answers. `loss` is the mean over the window; `grad_norm` is the l2 norm of the unscaled
+    gradients before clipping.
 
     Deviations from what other trainers do: the judgement comes before the step and not after it; a skipped step is
     undone whole (BatchNorm statistics, random numbers, schedules, counters, epoch means); spikes never enter the
@@ -51,9 +54,10 @@ class SpikeGuard(Callback):
         watch: From signal to detector: `loss`, `grad_norm`, or any key that is logged in training. By default both,
             with `MedianDeviation` over 64 steps at 14 robust standard deviations, and floors of 0.15 for the loss and
             4 times the median for the gradient norm.
-        ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback`, 2 times `ScaleLR`, `Halt`.
+        ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback(escalate=8)`, 2 times
+            `ScaleLR`, `Halt`.
         snapshot_every: Optimizer steps from one snapshot to the next, at least 1; each epoch begins with one. No
-            snapshot is taken if the ladder holds no `Rollback`.
+            snapshot is taken if the ladder holds neither `Rollback` nor `SkipData`.
         forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never. A
             spike that so many good steps follow did no harm, and the next one is a new one.
         snapshots: How many snapshots of the running epoch are kept, at least as many as the ladder's largest `back`.
@@ -65,6 +69,8 @@ class SpikeGuard(Callback):
             optimizer state (estimated from the kind of optimizer, and measured after its first step), buffers and the
             modules of other callbacks. Not counted are batches that are kept to be replayed or saved, and states of
             metrics. The summary at the end of `fit` says what the snapshots took.
+        cooldown: Clean optimizer steps after a response that went back, replayed ones not counted, within which a spike
+            is answered by the rungs behind that one; 0 lets it go back again.
 
     Raises:
         ValueError: If an argument is out of its range, or, from `fit`, if the snapshots would take too much memory.
@@ -75,7 +81,7 @@ class SpikeGuard(Callback):
         >>> from lightning_stable.detectors import MedianDeviation
         >>> guard = SpikeGuard(
         ...     watch={"loss": MedianDeviation(min_rise=0.15), "grad_norm": MedianDeviation(min_ratio=4.0)},
-        ...     ladder=[SkipStep(times=3), Rollback(times=2), ScaleLR(factor=0.5, times=2), Halt()],
+        ...     ladder=[SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()],
         ...     snapshot_every=50,
         ... )
         >>> guard.incidents
@@ -93,10 +99,11 @@ class SpikeGuard(Callback):
         snapshots: int | None = None,
         snapshot_to: Literal["device", "host"] = "host",
         max_bytes: int | None = None,
+        cooldown: int = 0,
     ) -> None:
         super().__init__()
         self._signals = Signals(_default_watch() if watch is None else watch)
-        self._ladder = Ladder(_default_ladder() if ladder is None else ladder, forgive_after)
+        self._ladder = Ladder(_default_ladder() if ladder is None else ladder, forgive_after, cooldown)
         check_snapshots(snapshot_every, snapshots, snapshot_to, max_bytes, self._ladder)
         self._snapshot_every = snapshot_every
         self._snapshots = snapshots
@@ -105,13 +112,16 @@ class SpikeGuard(Callback):
         self._journal = Journal()
         self._resume = ExactResume()
         self._recovery: Recovery | None = None
+        self._passed_over: dict[str, Any] = {}
         self._ring: SnapshotRing | None = None
         self._trainer: Trainer | None = None
-        self._lr_scale = 1.0
+        self._lr_scale = LRScale()
         self._losses: list[Tensor] = []
         self._batches: list[int] = []
         self._readings: dict[str, float] = {}
         self._anomaly: Anomaly | None = None
+        self._response: Response | None = None
+        self._restored: list[str] = []
         self._stepped = False
 
     @property
@@ -138,6 +148,8 @@ class SpikeGuard(Callback):
         """Allocate the buffers, put the gates in front of the optimizers, and go to the place of a checkpoint."""
         rungs = self._ladder.rungs
         refuse_training(trainer, self._ladder)
+        for side in self._sides():
+            side.prepare(trainer)
         self._resume.on_train_start(trainer)
         self._ring = self._make_ring(trainer, pl_module)
         self._recovery = Recovery(
@@ -145,13 +157,17 @@ class SpikeGuard(Callback):
             pl_module,
             guard=self,
             signals=self._signals,
+            lr_scale=self._lr_scale,
+            escalation=self._ladder.escalation,
             ring=self._ring,
             snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
+            keep_window=any(rung.needs_batches for rung in rungs),
         )
+        if self._passed_over:
+            self._recovery.passed_over.load_state_dict(self._passed_over)
+            self._passed_over = {}
         self._recovery.tap.before_epoch = self._resume.before_epoch
-        if self._lr_scale != 1.0:
-            self._recovery.scale_lr(self._lr_scale)
         self._recovery.begin_epoch()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,6 +178,8 @@ class SpikeGuard(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The place in the data is between two epochs."""
         self._resume.end_epoch()
+        if self._recovery is not None:
+            self._recovery.passed_over.forget()
         self._signals.warn_of_keys_never_logged()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,7 +220,7 @@ class SpikeGuard(Callback):
         """Judge the step, and veto it if it is a spike."""
         if self._recovery is not None:
             self._recovery.before_optimizer_moves()  # SAM moves before it comes to its gate
-        if self._recovery is None or self._anomaly is not None:
+        if self._recovery is None or (self._response is not None and self._response.vetoes):
             return  # the window is vetoed already
         if getattr(optimizer, "phase", None) == "ascend":
             return  # SAM's first gradient moves nothing; if it is bad, the second one is too
@@ -216,9 +234,12 @@ class SpikeGuard(Callback):
         if loss is not None:
             readings[LOSS + suffix] = loss
         self._readings.update(readings)
-        self._anomaly = self._signals.judge(readings)
-        if self._anomaly is not None:
-            self._recovery.veto()
+        anomaly = self._signals.judge(readings)
+        if anomaly is not None:
+            is_finite = math.isfinite(norm) and (loss is None or math.isfinite(loss))
+            typical = self._signals.typical(GRAD_NORM + suffix)
+            self._recovery.gradients = GradientReading(optimizer, norm, typical, is_finite)
+            self._answer(self._recovery, anomaly)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -227,17 +248,22 @@ class SpikeGuard(Callback):
         recovery = self._recovery
         if recovery is None:
             return
+        if recovery.passed_over.is_on:
+            if recovery.after_passed_batch():
+                self._journal.log_step(trainer, self._readings, recovery.gates[0], self._anomaly is not None)
+                self._end_window(recovery)
+            return
         recovery.after_replayed_batch()
         if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._stepped:
             return
         if self._anomaly is not None:
-            self._respond(trainer, recovery, self._anomaly)
+            self._respond(trainer, pl_module, recovery)
         elif self._stepped:
             self._signals.accept(self._readings)
-            self._ladder.clean_step()
-        self._log(trainer, recovery)
-        recovery.end_window()
-        self._forget_window()
+            self._ladder.clean_step(recovery.is_replayed)
+            recovery.clean_step()
+        self._journal.log_step(trainer, self._readings, recovery.gates[0], self._anomaly is not None)
+        self._end_window(recovery)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint written during validation is not a repeated one."""
@@ -258,7 +284,8 @@ class SpikeGuard(Callback):
             "ladder": self._ladder.state_dict(),
             "journal": self._journal.state_dict(),
             "resume": self._resume.state_dict(self._trainer),
-            "lr_scale": self._recovery.lr_scale if self._recovery is not None else self._lr_scale,
+            "lr_scale": self._lr_scale.state_dict(),
+            "passed_over": self._passed_over if self._recovery is None else self._recovery.passed_over.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,7 +294,8 @@ class SpikeGuard(Callback):
         self._ladder.load_state_dict(state_dict["ladder"])
         self._journal.load_state_dict(state_dict["journal"])
         self._resume.load_state_dict(state_dict["resume"])
-        self._lr_scale = state_dict["lr_scale"]
+        self._lr_scale.load_state_dict(state_dict["lr_scale"])
+        self._passed_over = state_dict["passed_over"]
 
     # What the hooks are made of
 
@@ -282,9 +310,28 @@ class SpikeGuard(Callback):
             rank_zero_info(f"SpikeGuard keeps snapshots, {ring}: {share:.0%} of it.")
         return ring
 
-    def _respond(self, trainer: Trainer, recovery: Recovery, anomaly: Anomaly) -> None:
-        response = self._ladder.climb()
-        restored = response.respond(recovery)
+    def _sides(self) -> list[SideResponse]:
+        return [rung for rung in self._ladder.rungs if isinstance(rung, SideResponse)]
+
+    def _answer(self, recovery: Recovery, anomaly: Anomaly) -> None:
+        """Ask the ladder, and veto the step or change its gradients; the rest is done when the step is over."""
+        self._lr_scale.spike()
+        if self._response is not None and self._response.applies(recovery):
+            response = self._response  # another optimizer of the same step is the same incident
+        else:
+            response = self._response = self._ladder.climb(lambda rung: rung.applies(recovery))
+        self._anomaly = anomaly
+        if response.vetoes:
+            recovery.veto()
+        else:
+            self._restored += response.respond(recovery)
+
+    def _respond(self, trainer: Trainer, pl_module: LightningModule, recovery: Recovery) -> None:
+        response, anomaly = self._response, self._anomaly
+        assert response is not None
+        assert anomaly is not None
+        if response.vetoes:
+            self._restored += response.respond(recovery)
         incident = Incident(
             step=logging_step(trainer),
             global_step=trainer.global_step,
@@ -294,49 +341,40 @@ class SpikeGuard(Callback):
             value=anomaly.value,
             threshold=anomaly.verdict.threshold,
             response=type(response).__name__,
-            restored=restored,
-            steps_skipped=1,
-            steps_rolled_back=recovery.steps_rolled_back,
-            seconds_lost=recovery.seconds_lost,
+            restored=self._restored,
+            steps_skipped=int(response.vetoes),
+            **vars(recovery.aftermath),
             time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
+        scene = Scene(trainer, pl_module, incident, self._readings, recovery.window, recovery.random_state())
+        sides = [side for side in self._ladder.side_responses() if isinstance(side, SideResponse)]
+        for side in sides:
+            if not side.after_record:
+                side.act(scene)
         self._journal.record(trainer, incident)
+        for side in sides:
+            if side.after_record:
+                side.act(scene)
         if response.halts:
-            self._log(trainer, recovery)
+            self._journal.log_step(trainer, self._readings, recovery.gates[0], self._anomaly is not None)
             raise TrainingHalted(self._journal.halt_report())
 
-    def _log(self, trainer: Trainer, recovery: Recovery) -> None:
-        optimizer = trainer.optimizers[0]
-        lr = float(optimizer.param_groups[0]["lr"]) * recovery.gates[0].scale
-        count = len(self._journal.incidents)
-        shown = {key: value for key, value in self._readings.items() if key in (LOSS, GRAD_NORM)}
-        texts = {key: f"{value:.3f}" for key, value in shown.items()}
-        show(trainer, {**texts, "lr": f"{lr:.2e}", "incidents": str(count)})
-        every = log_every_n_steps(trainer)
-        if self._anomaly is None and (every == 0 or (logging_step(trainer) + 1) % every):
-            return
-        log_scalars(
-            trainer,
-            {
-                **{f"stability/{key}": value for key, value in shown.items()},
-                "stability/lr": lr,
-                "stability/lr_scale": recovery.gates[0].scale,
-                "stability/incidents": count,
-                "stability/global_step": trainer.global_step,
-            },
-        )
+    def _end_window(self, recovery: Recovery) -> None:
+        recovery.end_window()
+        self._forget_window()
 
     def _forget_window(self) -> None:
         self._losses.clear()
         self._batches.clear()
         self._readings = {}
         self._anomaly = None
+        self._response = None
+        self._restored = []
         self._stepped = False
 
     def _leave(self) -> None:
         if self._recovery is None:
             return
-        self._lr_scale = self._recovery.lr_scale
         self._recovery.detach()
         self._journal.snapshots = "" if self._ring is None else str(self._ring)
         self._recovery = self._ring = None
@@ -354,4 +392,4 @@ def _default_watch() -> Mapping[str, Detector]:
 
 
 def _default_ladder() -> list[Response]:
-    return [SkipStep(times=3), Rollback(times=2), ScaleLR(factor=0.5, times=2), Halt()]
+    return [SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()]

@@ -35,3 +35,10 @@ def test_it_survives_strict_json(value):
 def test_it_says_in_one_line_what_happened():
     assert str(incident()) == "step 12: grad_norm 80 above 3.25, Rollback (batches [4, 5] of epoch 1)"
     assert "above" not in str(incident(threshold=math.inf))
+    assert str(incident(batches_passed_over=8)).endswith("Rollback (batches [4, 5] of epoch 1, 8 passed over)")
+
+
+def test_all_that_was_done_survives_json():
+    done = {"batches_passed_over": 8, "norm_before": 80.0, "norm_after": 2.0, "notes": ["batch saved to here"]}
+    read = Incident.from_json(json.loads(json.dumps(incident(**done).to_json())))
+    assert {name: getattr(read, name) for name in done} == done

@@ -67,14 +67,14 @@ def test_a_full_disk_leaves_the_last_good_file_and_no_litter(tmp_path, monkeypat
     import lightning_stable.guard.journal as module
 
     journal = Journal()
-    module._write_atomically(tmp_path / "incidents.jsonl", "good\n")
+    module.write_atomically(tmp_path / "incidents.jsonl", b"good\n")
 
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.Path, "replace", no_space)
     with pytest.raises(OSError, match="No space left"):
-        module._write_atomically(tmp_path / "incidents.jsonl", "lost\n")
+        module.write_atomically(tmp_path / "incidents.jsonl", b"lost\n")
     assert [path.name for path in tmp_path.iterdir()] == ["incidents.jsonl"]
     assert (tmp_path / "incidents.jsonl").read_text() == "good\n"
     assert journal.incidents == []

@@ -137,13 +137,13 @@ def test_the_whole_guard_is_in_the_checkpoint_and_loads_with_weights_only(tmp_pa
     path = tmp_path / "step=10.ckpt"
     loaded = torch.load(path, weights_only=True)
     state = loaded["callbacks"]["SpikeGuard"]
-    assert state["lr_scale"] == 0.25
+    assert state["lr_scale"]["value"] == 0.25
     assert len(state["journal"]["incidents"]) == 2
     second = guard(ScaleLR(factor=0.5, times=9), Rollback(mode="replay"))
     expected = run(make_batches(12, BAD), [guard(ScaleLR(factor=0.5, times=9), Rollback(mode="replay"))], epochs=2)
     resumed = run(make_batches(12, BAD), [second], epochs=2, ckpt_path=path)
     assert_same(comparable(resumed), comparable(expected))
-    assert second.state_dict()["lr_scale"] == 0.0625
+    assert second.state_dict()["lr_scale"]["value"] == 0.0625
 
 
 @pytest.mark.parametrize(("saved_at", "undone"), [(4, 0), (3, 1)])

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from lightning_stable.detectors import MedianDeviation, NonFinite
-from lightning_stable.guard.signals import Signals, gradient_norm
+from lightning_stable.detectors import MedianDeviation, NonFinite, Verdict
+from lightning_stable.guard.signals import GradientReading, Signals, gradient_norm
 
 
 def warm(signals, **readings):
@@ -49,6 +49,54 @@ def test_the_history_survives_a_state_dict():
     second = Signals({"loss": MedianDeviation(warmup=2)})
     second.load_state_dict(first.state_dict())
     assert second.judge({"loss": 2.0}) == first.judge({"loss": 2.0}) is not None
+
+
+def test_the_median_of_the_accepted_norms_is_typical_of_each_optimizer():
+    signals = Signals({})
+    assert signals.typical("grad_norm") is None
+    for norm in (1.0, 5.0, 3.0, 2.0):
+        signals.accept({"grad_norm": norm, "grad_norm/1": 10 * norm, "loss": 0.1})
+    assert signals.typical("grad_norm") == 2.5
+    assert signals.typical("grad_norm/1") == 25.0
+    for _ in range(64):  # as many are remembered
+        signals.accept({"grad_norm": 7.0})
+    assert signals.typical("grad_norm") == 7.0
+    again = Signals({})
+    again.load_state_dict(signals.state_dict())
+    assert again.typical("grad_norm") == 7.0
+    assert again.typical("grad_norm/1") == 25.0
+
+
+class Below(NonFinite):
+    """Lets pass what is below 4."""
+
+    def judge(self, value):
+        return Verdict(is_anomaly=not value < 4.0, score=value, threshold=4.0)
+
+
+def test_while_no_norm_is_known_the_largest_that_passes_is_typical():
+    signals = Signals({"grad_norm": Below()})
+    assert signals.typical("grad_norm") == 4.0
+    signals.accept({"grad_norm": 1.0})
+    assert signals.typical("grad_norm") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("norm", "typical", "is_finite", "is_too_large"),
+    [
+        (5.0, 2.0, True, True),
+        (5.0, 2.0, False, False),
+        (5.0, None, True, False),
+        (2.0, 2.0, True, False),
+        (1.0, 2.0, True, False),
+        (5.0, 0.0, True, False),
+    ],
+)
+def test_gradients_are_shrunk_to_what_is_known_and_never_grown(norm, typical, is_finite, is_too_large):
+    assert (
+        GradientReading(torch.optim.SGD([torch.zeros(1)], lr=0.1), norm, typical, is_finite).is_too_large
+        is is_too_large
+    )
 
 
 def test_the_users_detector_is_not_changed():
