@@ -119,6 +119,8 @@ class Journal:
             ("steps rolled back", f"{self.steps_rolled_back}"),
             ("seconds lost", f"{self.seconds_lost:.1f}"),
         ]
+        if passed_over := sum(incident.batches_passed_over for incident in self.incidents):
+            rows.insert(-1, ("batches passed over", f"{passed_over}"))
         if self.snapshots:
             rows.append(("snapshots", self.snapshots))
         if not math.isnan(self.last_val_loss):

@@ -77,7 +77,7 @@ def snapshot_memory(trainer: Trainer, pl_module: LightningModule, guard: Callbac
 
 
 def memory_share(trainer: Trainer, needed: int, on_host: bool) -> float:
-    """The share that `needed` bytes are of the memory of the machine, or of the model's device.
+    """The share that `needed` bytes are of the memory of the machine, or of the model's device; 0 if nobody can tell.
 
     Example:
         >>> memory_share.__name__  # needs a Trainer
@@ -86,6 +86,8 @@ def memory_share(trainer: Trainer, needed: int, on_host: bool) -> float:
     device = trainer.strategy.root_device
     if device.type == "cuda" and not on_host:
         return needed / torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0.0
     return needed / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 

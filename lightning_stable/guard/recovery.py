@@ -99,6 +99,7 @@ class Recovery:
         self._marked: list[int] | None = None
         self._window_started = time.perf_counter()
         self._window_length = 0
+        self.steps_before_window = 0
         self.window: list[Any] = []
         self.gradients: GradientReading | None = None
         self.aftermath = Aftermath()
@@ -265,6 +266,7 @@ class Recovery:
     def _begin_window(self) -> None:
         self._window_started = time.perf_counter()
         self._window_length = 0
+        self.steps_before_window = self._trainer.global_step
         is_passed_over = self.passed_over.begin_window(self.is_replayed)
         if self._ring is not None:
             self._ring.allocate_optimizer_state()

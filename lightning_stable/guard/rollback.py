@@ -12,8 +12,9 @@ class Rollback(Response):
     `skip` goes on with the data that follows, as was done by hand for PaLM; the batches since the snapshot are lost.
     `replay` runs the good batches since the snapshot again and leaves the bad ones out. Either way the result equals,
     bit for bit, a run whose loader never held the batches that were left out. No rollback crosses the beginning of its
-    epoch: where there are fewer snapshots than asked for, it goes to the oldest. Snapshots are not in checkpoints: a
-    resumed run begins with a new one, from which `skip` may lose fewer batches than the uninterrupted run does.
+    epoch, or a resume: where there are fewer snapshots than asked for, it goes to the oldest. Snapshots are not in
+    checkpoints: a resumed run begins with a new one, from which `skip` may lose fewer batches than the uninterrupted
+    run does.
 
     With `escalate` a rollback that has not helped is followed by a harder one. After a rollback over n steps, the
     spiked one included, a spike is *of the same place* if it comes in a step that is replayed, or within n clean steps

@@ -334,7 +334,7 @@ class SpikeGuard(Callback):
             self._restored += response.respond(recovery)
         incident = Incident(
             step=logging_step(trainer),
-            global_step=trainer.global_step,
+            global_step=recovery.steps_before_window,
             epoch=trainer.current_epoch,
             batches=list(self._batches),
             signal=anomaly.signal,

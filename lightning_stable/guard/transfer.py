@@ -46,7 +46,9 @@ class Transfer:
             if device.type != "cuda":
                 torch._foreach_copy_([copy for copy, _ in pairs], [source for _, source in pairs])
                 continue
-            stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)
+            stream = self._streams[device]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for copy, source in pairs:

@@ -4,7 +4,7 @@ import json
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_stable.guard import Incident, Rollback, SkipStep
+from lightning_stable.guard import ClipStep, Incident, Rollback, SkipData, SkipStep
 from lightning_stable.guard.journal import Journal
 from tests.faulty_runs import make_batches, run
 from tests.guard.test_spike_guard import guard
@@ -37,6 +37,23 @@ def test_the_summary_counts_what_was_survived(tmp_path, capsys):
         "tensorboard --logdir",
     ):
         assert part in printed
+
+
+def test_an_incident_says_what_was_done_and_where_the_model_stood(capsys):
+    guarded = guard(SkipStep(times=1), SkipData(batches=2, times=1), ClipStep(), snapshot_every=2)
+    batches = make_batches(16, {3, 7})
+    batches[14]["y"] *= 1e4
+    run(batches, [guarded], epochs=1)
+    skipped, skipped_data, clipped = guarded.incidents
+    assert [one.response for one in guarded.incidents] == ["SkipStep", "SkipData", "ClipStep"]
+    assert [one.global_step for one in guarded.incidents] == [3, 6, 10 - skipped_data.steps_rolled_back]
+    assert [one.batches_passed_over for one in guarded.incidents] == [0, 2, 0]
+    assert "schedules" in skipped.restored
+    assert "weights" in skipped_data.restored
+    assert clipped.restored[0].startswith("gradients x ")
+    assert clipped.norm_before > 100 * clipped.norm_after
+    assert skipped.norm_before is None
+    assert "batches passed over 2" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_the_summary_is_plain_text_without_rich(monkeypatch, capsys, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_stable.guard import Rollback, ScaleLR, SkipStep
+from lightning_stable.guard import ClipStep, Rollback, SaveBatch, ScaleLR, SkipStep
 from lightning_stable.testbeds import CharLM, Corruption, PythonTextDataModule
 from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import guard
@@ -156,6 +156,33 @@ def test_a_resumed_run_begins_with_a_snapshot(tmp_path, saved_at, undone):
     run(make_batches(12, {4}), [resumed], ckpt_path=path, epochs=1)
     assert [incident.steps_rolled_back for incident in whole.incidents] == [4]
     assert [incident.steps_rolled_back for incident in resumed.incidents] == [undone]
+
+
+def ladder():
+    rungs = [SaveBatch(times=1), ScaleLR(factor=0.25, times=1, recover_after=6), ClipStep(times=3)]
+    return guard(*rungs, SkipStep(times=9), forgive_after=None)
+
+
+@pytest.mark.parametrize("step", [1, 4, 8, 9, 17])  # lowered, on its way, rising, clipped, back up
+def test_the_ladder_the_rate_and_the_typical_norm_go_on_where_they_were(tmp_path, step):
+    batches = make_batches(24, {1, 13, 14})
+    batches[8]["y"] *= 1e3
+    whole, second = ladder(), ladder()
+    arguments = {"epochs": 2, "default_root_dir": tmp_path}
+    expected = run(batches, [whole], **arguments)
+    run(
+        batches,
+        [ladder(), checkpoints(tmp_path / "kept", every_n_train_steps=1)],
+        enable_checkpointing=True,
+        **{**arguments, "epochs": 1},
+    )
+    resumed = run(batches, [second], ckpt_path=tmp_path / "kept" / f"step={step}.ckpt", **arguments)
+    assert [one.response for one in whole.incidents][:2] == ["ScaleLR", "ClipStep"]
+    assert_same([str(one) for one in second.incidents], [str(one) for one in whole.incidents])
+    assert_same(comparable(resumed), comparable(expected))
+    same = ("ladder", "lr_scale", "signals", "passed_over")
+    states = second.state_dict(), whole.state_dict()
+    assert_same(*({name: state[name] for name in same} for state in states))
 
 
 SCRIPT = """

@@ -17,6 +17,7 @@ from tests.faulty_runs import make_batches, run
         "fit_loop.epoch_loop.scheduler_progress.total.completed",
         "fit_loop.epoch_loop.batch_progress.current.processed",
         "fit_loop.epoch_loop.batch_progress.total.ready",
+        "fit_loop.epoch_loop.batch_progress.current.ready",
         "fit_loop.epoch_loop.batch_progress.is_last_batch",
         "fit_loop.epoch_loop._skip_next_val",
         "fit_loop.epoch_loop._num_ready_batches_reached",
@@ -77,3 +78,15 @@ class EndsEarly(Callback):
 
 def test_an_epoch_can_end_at_a_higher_number():
     run(make_batches(6), [EndsEarly()], epochs=1, accumulate_grad_batches=2)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, [3, 2, 1, 0]), (2, [1, 0])])
+def test_how_many_batches_an_epoch_has_left(limit, left):
+    seen = []
+
+    class Left(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(progress.batches_left(trainer))
+
+    run(make_batches(4), [Left()], limit_train_batches=limit, epochs=2)
+    assert seen == left * 2
