@@ -22,7 +22,8 @@ class Incident:
         restored: What was put back, in words.
         steps_skipped: Optimizer steps that were vetoed and forgotten.
         steps_rolled_back: Good optimizer steps that were undone.
-        batches_passed_over: Batches that follow and are fetched but not trained on.
+        batches_passed_over: Batches that follow and are fetched but not trained on; of a stream whose end nobody knows,
+            at most so many.
         norm_before: The l2 norm of the gradients before `ClipStep` shrank them; `None` if it did not.
         norm_after: Their norm after it.
         notes: What side responses have done, and what they could not do.

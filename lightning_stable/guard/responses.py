@@ -86,6 +86,9 @@ class Response(ABC):
 class SkipStep(Response):
     """Leave the step out: weights, buffers, schedules, counters and random numbers are as if it never happened.
 
+    Where several optimizers step in one batch, by hand, and a later one spikes, those before it have moved already and
+    stay where they are; `Rollback` takes their steps back too.
+
     Args:
         times: How often in a row of incidents, at least 1.
         count_skipped: Let schedules and `global_step` run on, as automatic mixed precision does with its own skips.

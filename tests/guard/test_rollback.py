@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning_stable.guard import Halt, Rollback, SkipData, SkipStep, SpikeGuard
 from tests.faulty_runs import ManualNet, Net, TextNet, assert_same, make_batches, run
 from tests.guard.test_responses import Recorder
-from tests.guard.test_spike_guard import COUNT, fused_adamw, guard, scaler_plugin, without
+from tests.guard.test_spike_guard import COUNT, TwoOptimizers, fused_adamw, guard, scaler_plugin, without
 
 # What a response asks for
 
@@ -208,6 +208,25 @@ def test_a_fault_that_comes_during_a_replay_goes_back_further():
     first, second = guarded.incidents
     assert (first.batches, first.steps_rolled_back, first.batches_passed_over) == ([5], 1, 0)
     assert (second.steps_rolled_back, second.batches_passed_over) == (2, 2)
+
+
+class SecondFails(TwoOptimizers):
+    """Of batch 7 the second optimizer gets a NaN, after the first has made its step."""
+
+    def training_step(self, batch, batch_idx):
+        is_bad = torch.equal(batch["y"], make_batches(COUNT)[7]["y"])
+        for index, optimizer in enumerate(self.optimizers()):
+            loss = torch.nn.functional.mse_loss(self(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            self.manual_backward(loss * (float("nan") if is_bad and index == 1 else 1.0))
+            optimizer.step()
+
+
+@pytest.mark.parametrize("mode", ["skip", "replay"])
+def test_steps_of_other_optimizers_before_the_spike_are_taken_back_too(mode):
+    left_out = {6, 7} if mode == "skip" else {7}
+    actual = run(make_batches(COUNT), [guard(Rollback(mode), snapshot_every=3)], model=SecondFails, epochs=1)
+    assert_same(actual, run(without(make_batches(COUNT), left_out), model=SecondFails, epochs=1))
 
 
 def test_the_momentum_is_zeroed_after_going_back():

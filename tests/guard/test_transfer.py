@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies run beside forward and backward, and are complete before the optimizer moves."""
 
+import contextlib
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -101,3 +103,51 @@ def test_what_may_change_before_the_step_is_copied_in_order():
     sources[0].zero_()
     assert copies[0].tolist() == [1.0, 1.0]
     copy_in_order([], [])
+
+
+class FakeStream:
+    """Writes down what is asked of it."""
+
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def wait_stream(self, other):
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+
+class FakeCudaTensor:
+    """Says that it lives on a GPU, and is copied from there."""
+
+    device, is_cuda = torch.device("cuda", 0), True
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def record_stream(self, stream):
+        self.calls.append(f"kept for {stream.name}")
+
+
+class FakeCopy:
+    def __init__(self, calls):
+        self.calls = calls
+
+    def copy_(self, source, non_blocking):
+        assert non_blocking
+        self.calls.append("copied")
+
+
+def test_on_cuda_the_streams_wait_for_each_other_and_the_host_for_none(monkeypatch):
+    calls = []
+    computation = FakeStream("computation", calls)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream("transfer", calls))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computation)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    transfer = Transfer("host")
+    for _ in range(2):
+        calls.clear()
+        transfer.begin([FakeCopy(calls)], [FakeCudaTensor(calls)])
+        assert calls == ["transfer waits for computation", "copied", "kept for transfer"]
+        transfer.wait()
+        transfer.wait()  # a second time is nothing
+        assert calls[3:] == ["computation waits for transfer"]
+    assert len(transfer._streams) == 1
