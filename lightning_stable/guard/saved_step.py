@@ -115,9 +115,10 @@ def _plain(value: Any, where: str, lost: list[str]) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, np.ndarray | np.generic):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):  # objects, or another byte order
             return torch.from_numpy(np.array(value))
     if isinstance(value, Mapping):
+        lost.extend(f"{where}[{key!r}] (its key)" for key in value if type(key) not in _PLAIN)
         return {key: _plain(item, f"{where}[{key!r}]", lost) for key, item in value.items() if type(key) in _PLAIN}
     if isinstance(value, list | tuple):
         items = [_plain(item, f"{where}[{index}]", lost) for index, item in enumerate(value)]
@@ -151,7 +152,7 @@ def _described(value: Any, where: str = "batch") -> list[str]:
     if not isinstance(value, Tensor):
         return [f"{where}: {value!r}"]
     text = f"{where}: {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if not value.numel() or value.is_complex():
+    if not value.numel() or value.is_complex() or value.layout != torch.strided:
         return [text]
     numbers = value.double()
     finite = numbers[numbers.isfinite()]

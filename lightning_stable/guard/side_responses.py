@@ -70,7 +70,7 @@ class SaveBatch(SideResponse):
 
     What `weights_only` cannot load is left out, NumPy arrays become tensors, dataclasses and other objects the
     dictionaries of their tensors; the incident names what was left out or changed. If nothing can be written (a full
-    disk), the incident and a warning say so, and the run goes on.
+    disk, say), the incident and a warning say so, and the run goes on.
 
     Args:
         folder: Where, below the run's directory (the logger's, or the Trainer's `default_root_dir`), which it may not
@@ -107,11 +107,10 @@ class SaveBatch(SideResponse):
         path = self._target / f"step{scene.incident.step:08d}{rank}.pt"
         try:
             notes = write_step(path, scene.trainer, scene.pl_module, scene.incident, vars(scene))
-        except OSError as error:
-            notes = [f"batch not saved: {error.strerror or error}"]
-            rank_zero_warn(
-                f"SpikeGuard cannot write {path} ({error.strerror or error}). The run goes on, the batch is not saved."
-            )
+        except Exception as error:  # a full disk, or a batch of a kind that nobody has thought of
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            notes = [f"batch not saved: {reason}"]
+            rank_zero_warn(f"SpikeGuard cannot write {path} ({reason}). The run goes on, the batch is not saved.")
         scene.incident.notes.extend(notes)
 
 

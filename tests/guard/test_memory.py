@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What snapshots take is known before they are made, and right."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -120,6 +122,12 @@ def test_the_share_is_that_of_the_memory_of_the_machine():
     run(make_batches(1), [Share()], epochs=1)
     assert 0 < shares[0] < 1e-6
     assert shares[1] == pytest.approx(1e9 * shares[0])
+
+
+def test_where_nobody_can_tell_the_share_is_none(monkeypatch):
+    monkeypatch.delattr("os.sysconf")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    assert memory_share(trainer, 10**9, on_host=True) == 0.0
 
 
 @pytest.mark.parametrize(

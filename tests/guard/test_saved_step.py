@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_stable.guard import SaveBatch, SavedStep, SkipStep
 from lightning_stable.guard.random_state import RandomState
+from lightning_stable.guard.saved_step import _described
 from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, guard
 
@@ -166,6 +167,7 @@ EXTRAS = {
     "opaque": (Opaque(), {}, ["Opaque"]),
     "array of objects": (np.array(["a", None], dtype=object), {}, ["ndarray"]),
     "bytes": (b"abc", {}, ["bytes"]),
+    "a key of its own kind": ({(1, 2): ONES, "a": ONES}, {"a": ONES}, None),
     "parameter": (torch.nn.Parameter(ONES.clone()), ONES, []),
 }
 
@@ -183,7 +185,26 @@ def test_what_can_be_loaded_safely_is_saved_and_the_rest_is_named(tmp_path, monk
     step = SavedStep(str(path))
     assert_same(step.batches[0]["extra"], expected)
     assert type(step.batches[0]["extra"]) is type(expected)
-    assert step.info["left_out"] == [f"batch 5['extra'] ({name})" for name in lost]
-    assert incident.notes[1:] == [f"not saved as it was: batch 5['extra'] ({name})" for name in lost]
+    names = ["batch 5['extra'][(1, 2)] (its key)"] if lost is None else [f"batch 5['extra'] ({name})" for name in lost]
+    assert step.info["left_out"] == names
+    assert incident.notes[1:] == [f"not saved as it was: {name}" for name in names]
     assert path.stat().st_size < 100_000
     assert math.isfinite(step.info["value"])
+
+
+@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`")
+def test_a_batch_that_cannot_be_written_at_all_does_not_end_the_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RecursionError("no end")
+
+    monkeypatch.setattr("lightning_stable.guard.saved_step._plain", fail)
+    guarded = guard(SaveBatch(), SkipStep())
+    with pytest.warns(UserWarning, match=r"cannot write .* \(RecursionError: no end\). The run goes on"):
+        run(make_batches(COUNT, {5}), [guarded], default_root_dir=tmp_path, epochs=1)
+    assert guarded.incidents[0].notes == ["batch not saved: RecursionError: no end"]
+
+
+def test_a_sparse_tensor_is_described_by_its_shape():
+    indices = torch.tensor([[0, 1]])
+    sparse = torch.sparse_coo_tensor(indices, torch.ones(2), (3,), check_invariants=False).coalesce()
+    assert _described({"a": sparse}) == ["batch['a']: (3,) float32"]

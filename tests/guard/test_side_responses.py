@@ -2,12 +2,14 @@
 """What acts beside the response that answers changes nothing of the run, and nothing that fails in it ends the run."""
 
 import json
+from types import SimpleNamespace
 
 import jsonargparse
 import pytest
 import torch
 
 from lightning_stable.guard import Notify, SaveBatch, SkipStep, SpikeGuard, TrainingHalted
+from lightning_stable.guard.side_responses import Scene
 from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, TakesAnIterator, guard, without
 
@@ -71,6 +73,13 @@ def test_what_it_raises_is_a_warning():
     assert_same(actual, run(without(make_batches(COUNT), {5}), epochs=1))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_one_calls(rank):
+    trainer = SimpleNamespace(is_global_zero=rank == 0)
+    Notify(tell).act(Scene(trainer, None, "the incident", {}, [], {}))
+    assert (["the incident"] if rank == 0 else []) == TOLD
+
+
 def test_by_default_it_prints(capsys):
     run(make_batches(COUNT, {5}), [guard(Notify(), SkipStep())], epochs=1)
     assert "step 5: grad_norm is nan, SkipStep (batch 5 of epoch 0)\n" in capsys.readouterr().out
@@ -130,6 +139,17 @@ def test_any_folder_below_it_will_do(tmp_path, folder):
         "step00000005.json",
         "step00000005.pt",
     ]
+
+
+def test_of_several_processes_each_has_a_file_of_its_own(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("lightning_stable.guard.side_responses.write_step", lambda path, *_: written.append(path) or [])
+    save = SaveBatch()
+    for rank in (0, 1):
+        trainer = SimpleNamespace(log_dir=str(tmp_path), world_size=2, global_rank=rank)
+        save.prepare(trainer)
+        save.act(Scene(trainer, None, SimpleNamespace(step=7, notes=[]), {}, [], {}))
+    assert [path.name for path in written] == ["step00000007_rank0.pt", "step00000007_rank1.pt"]
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
