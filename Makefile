@@ -34,6 +34,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/lightning-stable bench overhead
+	OMP_NUM_THREADS=1 $(BIN)/lightning-stable bench guard
 	$(BIN)/lightning-stable bench optimizers
 	$(BIN)/lightning-stable bench detectors
 

@@ -30,6 +30,7 @@ commands:
                              which alarms detectors raise on any logged curve, their thresholds, and detect.png
   techniques                 every public class and function, with one line on each
   bench overhead             what the callbacks cost per step
+  bench guard                what the guard costs, and what a rollback saves
   bench optimizers           what a step of the optimizers costs, in time and memory
   bench detectors            what the detectors find in labelled curves, and how often they are wrong
 
@@ -50,10 +51,11 @@ usage: lightning-stable bench MEASUREMENT [ARGUMENTS]
 
 measurements:
   overhead      what the callbacks cost per step
+  guard         what the guard costs: its steps, its snapshots, a rollback instead of a restart
   optimizers    what a step of the optimizers costs, in time and memory; ratios to torch's AdamW
   detectors     what the detectors find in labelled curves, and how often they are wrong
 """
-_MEASUREMENTS = ("overhead", "optimizers", "detectors")  # modules of `lightning_stable.bench`
+_MEASUREMENTS = ("overhead", "guard", "optimizers", "detectors")  # modules of `lightning_stable.bench`
 _NOT_FOR_CONFIGS = ("bench", "studies")
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 _EXTRAS = ("matplotlib", "rich", "sklearn")

@@ -98,8 +98,8 @@ def test_a_measurement_is_made_and_what_it_refuses_is_exit_status_2(capsys):
         (["fit", "--recipe=zzz"], "there is no recipe 'zzz'; the recipes are charlm_adamw,"),
         (["fit", "--recipe"], "there is no recipe ''"),
         (["fit"], "`fit` needs `--recipe NAME` (`lightning-stable list` has the names) or `--config FILE`"),
-        (["bench"], "`bench` takes the name of a measurement: overhead, optimizers, detectors"),
-        (["bench", "speed"], "`bench` takes the name of a measurement: overhead, optimizers, detectors"),
+        (["bench"], "`bench` takes the name of a measurement: overhead, guard, optimizers, detectors"),
+        (["bench", "speed"], "`bench` takes the name of a measurement: overhead, guard, optimizers, detectors"),
     ],
 )
 def test_a_wrong_command_line_is_exit_status_2_and_one_line(arguments, message, capsys):

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import quantiles
 from typing import Any
 
@@ -102,6 +102,25 @@ class InterleavedRun(Callback):
         )
 
 
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Within it, runs say nothing: not Lightning about its loaders, and not the guards their summaries.
+
+    Example:
+        >>> with silence():
+        ...     print("summary")
+    """
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def seconds_per_step(makes: Mapping[str, Make], rounds: int, seed: int = 0) -> dict[str, list[float]]:
     """Train all of `makes` at once, in turns of ten steps, and return the mean seconds a step in every round.
 
@@ -122,23 +141,18 @@ def seconds_per_step(makes: Mapping[str, Make], rounds: int, seed: int = 0) -> d
     """
     runs = {name: InterleavedRun(make, (rounds + 1) * CYCLE) for name, make in makes.items()}
     order, draw = list(runs.values()), random.Random(seed)
-    level = logging.getLogger("lightning.pytorch").level
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Lightning, about the loaders, which are of no interest here
+    with silence():
+        for run in order:
+            run.start()
         try:
-            for run in order:
-                run.start()
             for turn in range((rounds + 1) * CYCLE // _TURN):
                 _show_progress(turn * _TURN // CYCLE, rounds)
                 draw.shuffle(order)
                 for run in order:
                     run.take_turn()
-            with contextlib.redirect_stdout(io.StringIO()):  # the guards' summaries
-                for run in order:
-                    run.finish()
+            for run in order:
+                run.finish()
         finally:
-            logging.getLogger("lightning.pytorch").setLevel(level)
             _show_progress(None, rounds)
     return {name: _means(run.seconds)[1:] for name, run in runs.items()}
 

@@ -116,7 +116,7 @@ def measure(rounds: int) -> dict[str, list[Row]]:
     print(machine(torch.get_num_threads()))
     report = {}
     for title, runs, to_rows, factor in (
-        ("a step of charlm_stable's model", _charlm_runs(), charlm_rows, 1),
+        ("a step of charlm_stable's model", charlm_runs(), charlm_rows, 1),
         ("a step of a tiny MLP", _tiny_runs(), tiny_rows, _TINY_ROUNDS),
     ):
         print(f"\n{title}: median, and its ratio to the bare Trainer [quartiles] in {rounds * factor} rounds")
@@ -168,7 +168,13 @@ def _row(name: str, seconds: list[float], baseline: list[float], bound: float | 
     return Row(name, 1e6 * statistics.median(seconds), median, low, high, bound)
 
 
-def _charlm_runs() -> dict[str, Make]:
+def charlm_runs() -> dict[str, Make]:
+    """The demo's model with one callback each, by what is measured.
+
+    Example:
+        >>> next(iter(charlm_runs()))
+        'bare Trainer'
+    """
     callbacks = {
         BARE: list,
         GUARD: lambda: [SpikeGuard(ladder=[SkipStep(), Halt()])],
