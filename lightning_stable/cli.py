@@ -161,11 +161,12 @@ def _lightning(command: str, arguments: list[str]) -> int:
         return 1
     except WrongConfiguration as error:
         return _wrong(str(error))
+    folder = trainer.log_dir  # asked on all ranks, as the Trainer answers none of them alone
     guarded = any(isinstance(callback, SpikeGuard) for callback in callbacks_of(trainer))  # it says this itself
     if command == "fit" and trainer.is_global_zero and trainer.logger is not None:
         if not guarded:
             print(f"\nLook at it:  tensorboard --logdir {trainer.logger.save_dir}")
-        print(f"Report:      lightning-stable report {trainer.log_dir}")
+        print(f"Report:      lightning-stable report {folder}")
     return 0
 
 

@@ -29,6 +29,7 @@ class Incident:
         notes: What side responses have done, and what they could not do.
         seconds_lost: Wall-clock time that went into work that was thrown away.
         time: When, ISO 8601.
+        rank: With several ranks, the one with the largest loss, or the first whose loss was not finite.
 
     Example:
         >>> incident = Incident(step=7, global_step=7, epoch=0, batches=[7], signal="loss", value=float("nan"),
@@ -54,6 +55,7 @@ class Incident:
     notes: list[str] = field(default_factory=list)
     seconds_lost: float = 0.0
     time: str = ""
+    rank: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields in what JSON can say: a non-finite number becomes `"nan"`, `"inf"` or `"-inf"`."""
@@ -70,7 +72,8 @@ class Incident:
         reading = f"{self.value:.4g} above {self.threshold:.4g}" if known_limit else f"is {self.value:.4g}"
         where = f"{batches} of epoch {self.epoch}"
         over = f", {self.batches_passed_over} passed over" if self.batches_passed_over else ""
-        return f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{over})"
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        return f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{rank}{over})"
 
 
 def _json(value: Any) -> Any:

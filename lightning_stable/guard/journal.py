@@ -41,7 +41,12 @@ class Journal:
         self.best_val_loss = math.inf
         self.last_val_loss = math.nan
         self.snapshots = ""  # what they take, in words
+        self._folder: str | None = None
         self._can_write = True
+
+    def begin(self, trainer: Trainer) -> None:
+        """Ask where the logs are, on all ranks: the Trainer asks rank 0, and waits for the others to ask, too."""
+        self._folder = trainer.log_dir
 
     @property
     def steps_skipped(self) -> int:
@@ -66,7 +71,7 @@ class Journal:
             return
         log_text(trainer, "stability/incident", _markdown(incident))
         log_scalars(trainer, {"stability/incidents": len(self.incidents)})
-        self._write(trainer)
+        self._write()
 
     def log_step(self, trainer: Trainer, readings: Mapping[str, float], gate: StepGate, is_spike: bool) -> None:
         """Show what the step was judged by; log it when Lightning logs, and at every spike."""
@@ -125,10 +130,10 @@ class Journal:
             rows.append(("snapshots", self.snapshots))
         if not math.isnan(self.last_val_loss):
             rows.append(("validation loss", f"best {self.best_val_loss:.4f}, last {self.last_val_loss:.4f}"))
-        if trainer.log_dir and (trainer.loggers or self.incidents):
-            rows.append(("logs", trainer.log_dir))
+        if self._folder and (trainer.loggers or self.incidents):
+            rows.append(("logs", self._folder))
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            rows.append(("look at them", f"tensorboard --logdir {trainer.log_dir}"))
+            rows.append(("look at them", f"tensorboard --logdir {self._folder}"))
         return rows
 
     def print_summary(self, trainer: Trainer) -> None:
@@ -164,10 +169,10 @@ class Journal:
         self.best_val_loss = state_dict["best_val_loss"]
         self.last_val_loss = state_dict["last_val_loss"]
 
-    def _write(self, trainer: Trainer) -> None:
-        if not self._can_write or trainer.log_dir is None:
+    def _write(self) -> None:
+        if not self._can_write or self._folder is None:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(self._folder)
         lines = "".join(json.dumps(incident.to_json()) + "\n" for incident in self.incidents)
         try:
             folder.mkdir(parents=True, exist_ok=True)

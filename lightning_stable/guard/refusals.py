@@ -4,10 +4,13 @@
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_stable._lightning import data_fetcher
 from lightning_stable._lightning.trainer import callbacks_of
 from lightning_stable.guard.ladder import Ladder
+
+_INSTEAD = 'Use `Trainer(strategy="auto")`, "ddp" or `ModelParallelStrategy`'
 
 
 def check_snapshots(every: int, snapshots: int | None, to: str, max_bytes: int | None, ladder: Ladder) -> None:
@@ -42,15 +45,16 @@ def refuse_trainer(trainer: Trainer, guard: Callback) -> None:
         >>> refuse_trainer.__name__  # needs a Trainer with a strategy
         'refuse_trainer'
     """
-    if trainer.world_size > 1:
-        raise RuntimeError(
-            f"`SpikeGuard` works in one process so far, and this Trainer runs {trainer.world_size}."
-            " Use `Trainer(devices=1, num_nodes=1)`, or leave the guard out."
-        )
+    strategy = type(trainer.strategy).__name__
     if trainer.strategy.handles_gradient_accumulation:
         raise RuntimeError(
-            f"`SpikeGuard` cannot undo a step of `{type(trainer.strategy).__name__}`, which steps by itself."
-            ' Use `Trainer(strategy="auto")`, or leave the guard out.'
+            f"`SpikeGuard` cannot undo a step of `{strategy}`, which steps by itself. {_INSTEAD}, or leave the guard"
+            " out."
+        )
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy | ModelParallelStrategy):
+        raise RuntimeError(
+            f"`SpikeGuard` does not know how `{strategy}` shards parameters and gradients over {trainer.world_size}"
+            f" ranks. {_INSTEAD}, or leave the guard out."
         )
     for callback in callbacks_of(trainer):
         if callback is guard:

@@ -12,8 +12,9 @@ and on resume makes the iterator from `epoch`, passes over `position` batches, a
 
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stable._lightning import data_fetcher, progress
 from lightning_stable.guard.random_state import RandomState
@@ -86,12 +87,28 @@ class ExactResume:
             "epoch": None if self._epoch is None else self._epoch.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict` when the data is there."""
+    def of_all_ranks(self, trainer: Trainer) -> dict[str, Any]:
+        """`state_dict` with the random states of every rank; each of them must call this."""
+        own = self.state_dict(trainer)
+        states: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(states, {"now": own["now"], "epoch": own["epoch"]})
+        return {"position": own["position"], "ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any], trainer: Trainer | None) -> None:
+        """Take up `state_dict` when the data is there; of several ranks' states, that of this rank."""
+        state = state_dict
+        if "ranks" in state_dict:
+            ranks, rank = state_dict["ranks"], 0 if trainer is None else trainer.global_rank
+            if trainer is not None and trainer.world_size != len(ranks):
+                rank_zero_warn(
+                    f"This checkpoint is of a run on {len(ranks)} ranks, and the Trainer has {trainer.world_size}:"
+                    " random numbers and data will not be those of a run that was not interrupted."
+                )
+            state = ranks[rank % len(ranks)]
         self._loaded = {
             "position": state_dict["position"],
-            "now": RandomState.from_state_dict(state_dict["now"]),
-            "epoch": None if state_dict["epoch"] is None else RandomState.from_state_dict(state_dict["epoch"]),
+            "now": RandomState.from_state_dict(state["now"]),
+            "epoch": None if state["epoch"] is None else RandomState.from_state_dict(state["epoch"]),
         }
 
     def _before_first_iterator(self, trainer: Trainer) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_stable._lightning.results import latest_logged
-from lightning_stable._lightning.trainer import gradient_scaler
 from lightning_stable.detectors import Detector, NonFinite, Verdict
 
-LOSS, GRAD_NORM = "loss", "grad_norm"
+LOSS, LARGEST_LOSS, GRAD_NORM = "loss", "largest_loss", "grad_norm"
+_ALWAYS_THERE = (LOSS, LARGEST_LOSS, GRAD_NORM)
 _TYPICAL_OF = 64  # accepted steps whose gradient norms tell what is typical
 _PATIENCE_STEPS = 1000  # a watched key may be logged rarely; after that many steps somebody has mistyped it
 
@@ -76,7 +75,8 @@ class Signals:
     """Judges every watched signal; a step's values are remembered only if all of them are healthy.
 
     With several optimizers each has detectors of its own: `loss` and `grad_norm` for the first, `loss/1` and
-    `grad_norm/1` for the second.
+    `grad_norm/1` for the second. With several ranks `loss` is their mean, and the largest of theirs, `largest_loss`, is
+    judged by a detector like that of `loss`, unless it has one in `watch`.
 
     Args:
         watch: From signal to detector. `loss` and `grad_norm` are always there and always judged for finiteness; any
@@ -99,16 +99,19 @@ class Signals:
         self._detectors: dict[str, Detector] = {}
         self._norms: dict[str, deque[float]] = {}
         self._last_seen: dict[str, Any] = {}
-        self._never_logged = {key for key in watch if key not in (LOSS, GRAD_NORM)}
+        self._never_logged = {key for key in watch if key not in _ALWAYS_THERE}
         self._steps = 0
+
+    @property
+    def logged_keys(self) -> list[str]:
+        """The watched keys that somebody has to log."""
+        return [key for key in self._watch if key not in _ALWAYS_THERE]
 
     def read_logged(self, trainer: Trainer) -> dict[str, float]:
         """The watched keys that were logged since the last call."""
         readings = {}
         self._steps += 1
-        for key in self._watch:
-            if key in (LOSS, GRAD_NORM):
-                continue
+        for key in self.logged_keys:
             value = latest_logged(trainer, key)
             if value is None or value is self._last_seen.get(key):
                 continue
@@ -170,46 +173,7 @@ class Signals:
     def _detector(self, key: str) -> Detector:
         if key not in self._detectors:
             name = key if key in self._watch else key.rsplit("/", 1)[0]
+            if name == LARGEST_LOSS and name not in self._watch:
+                name = LOSS
             self._detectors[key] = copy.deepcopy(self._watch.get(name, NonFinite()))
         return self._detectors[key]
-
-
-def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """The l2 norm over all gradients the optimizer is about to use; 0 if there are none.
-
-    Example:
-        >>> parameter = torch.nn.Parameter(torch.zeros(2))
-        >>> parameter.grad = torch.tensor([3.0, 4.0])
-        >>> gradient_norm(torch.optim.SGD([parameter], lr=0.1)).item()
-        5.0
-    """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def read_step(trainer: Trainer, optimizer: Optimizer, losses: list[Tensor]) -> tuple[float | None, float, float]:
-    """Mean loss and gradient norm of the window, and the gradient scaler's scale, with one wait for the device.
-
-    Args:
-        trainer: The trainer in its `fit`.
-        optimizer: The one that is about to step.
-        losses: What `backward` was called on since the optimizer's last step.
-
-    Example:
-        >>> read_step.__name__  # needs a running fit; see `SpikeGuard`
-        'read_step'
-    """
-    norm = gradient_norm(optimizer).float()
-    on_device = [loss.to(norm.device, torch.float32).mean() for loss in losses]
-    *values, norm_value = torch.stack([*on_device, norm]).tolist()
-    scaler = gradient_scaler(trainer)
-    scale = 1.0 if scaler is None else float(scaler.get_scale())
-    if scale != 1.0 and getattr(optimizer, "_step_supports_amp_scaling", False):
-        norm_value /= scale  # a fused optimizer unscales within its step
-    if not values:
-        return None, norm_value, scale
-    # the loss arrives divided by the number of micro-batches and multiplied by the scale
-    accumulated = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
-    return accumulated * sum(values) / len(values) / scale, norm_value, scale

@@ -3,8 +3,11 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_stable.guard.memory import SnapshotMemory, snapshot_memory
@@ -125,5 +128,9 @@ class SnapshotRing:
 
     def _measured(self) -> SnapshotMemory:
         memory = self._measure()
+        if self._max_bytes is not None and self._trainer.world_size > 1:  # all refuse it, or none: shards are uneven
+            largest = torch.tensor(memory.per_slot, device=self._trainer.strategy.root_device)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            replace(memory, per_slot=int(largest)).refuse_more_than(self._max_bytes)
         memory.refuse_more_than(self._max_bytes)
         return memory

@@ -2,7 +2,6 @@
 """The guard: what to watch x how to judge x what to do, inside a running `fit`."""
 
 import datetime
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,8 +24,9 @@ from lightning_stable.guard.responses import Halt, Response, ScaleLR, SkipStep, 
 from lightning_stable.guard.resume import ExactResume
 from lightning_stable.guard.rollback import Rollback
 from lightning_stable.guard.side_responses import Scene, SideResponse
-from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly, GradientReading, Signals, read_step
+from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshot_ring import SnapshotRing
+from lightning_stable.guard.step_reading import read_step
 
 _LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
 
@@ -43,12 +43,15 @@ class SpikeGuard(Callback):
     spike, beside the one that answers. `loss` is the mean over the window; `grad_norm` is the l2 norm of the unscaled
     gradients before clipping.
 
+    With several ranks (DDP, or `ModelParallelStrategy` with FSDP2), `loss` is their mean, `largest_loss` the largest of
+    theirs, and all of them see the same numbers and decide alike; each keeps snapshots of its own shards.
+
     Deviations from what other trainers do: the judgement comes before the step and not after it; a skipped step is
     undone whole (BatchNorm statistics, random numbers, schedules, counters, epoch means); spikes never enter the
     history they are judged by. Under a gradient scaler (`16-mixed`) an overflow with a finite loss is the scaler's to
     skip, until its scale has come down to 1.
 
-    The guard must come before callbacks that average weights. One process only; LBFGS is not supported.
+    The guard must come before callbacks that average weights. LBFGS is not supported.
 
     Args:
         watch: From signal to detector: `loss`, `grad_norm`, or any key that is logged in training. By default both,
@@ -122,6 +125,7 @@ class SpikeGuard(Callback):
         self._anomaly: Anomaly | None = None
         self._response: Response | None = None
         self._restored: list[str] = []
+        self._rank: int | None = None
         self._stepped = False
 
     @property
@@ -148,6 +152,7 @@ class SpikeGuard(Callback):
         """Allocate the buffers, put the gates in front of the optimizers, and go to the place of a checkpoint."""
         rungs = self._ladder.rungs
         refuse_training(trainer, self._ladder)
+        self._journal.begin(trainer)
         for side in self._sides():
             side.prepare(trainer)
         self._resume.on_train_start(trainer)
@@ -225,20 +230,20 @@ class SpikeGuard(Callback):
         if getattr(optimizer, "phase", None) == "ascend":
             return  # SAM's first gradient moves nothing; if it is bad, the second one is too
         self._stepped = True
-        loss, norm, scale = read_step(trainer, optimizer, self._losses)
+        logged = self._signals.read_logged(trainer)
+        step = read_step(trainer, optimizer, self._losses, logged, self._signals.logged_keys)
         self._losses.clear()
-        if scale > 1.0 and not math.isfinite(norm) and (loss is None or math.isfinite(loss)):
-            return  # the gradient scaler skips an overflow by itself and needs to learn from it
+        if step.is_overflow:
+            return  # the gradient scaler skips it by itself and needs to learn from it
         suffix = _suffix(trainer, optimizer)
-        readings = {GRAD_NORM + suffix: norm, **self._signals.read_logged(trainer)}
-        if loss is not None:
-            readings[LOSS + suffix] = loss
+        numbers = {GRAD_NORM: step.norm, LOSS: step.loss, LARGEST_LOSS: step.largest_loss}
+        readings = {**{f"{key}{suffix}": value for key, value in numbers.items() if value is not None}, **step.logged}
         self._readings.update(readings)
         anomaly = self._signals.judge(readings)
         if anomaly is not None:
-            is_finite = math.isfinite(norm) and (loss is None or math.isfinite(loss))
             typical = self._signals.typical(GRAD_NORM + suffix)
-            self._recovery.gradients = GradientReading(optimizer, norm, typical, is_finite)
+            self._recovery.gradients = GradientReading(optimizer, step.norm, typical, step.is_finite)
+            self._rank = step.rank
             self._answer(self._recovery, anomaly)
 
     def on_train_batch_end(
@@ -288,12 +293,17 @@ class SpikeGuard(Callback):
             "passed_over": self._passed_over if self._recovery is None else self._recovery.passed_over.state_dict(),
         }
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the random states of all ranks into the checkpoint, which otherwise holds what is on rank 0."""
+        if trainer.world_size > 1:
+            checkpoint["callbacks"][self.state_key]["resume"] = self._resume.of_all_ranks(trainer)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict`."""
         self._signals.load_state_dict(state_dict["signals"])
         self._ladder.load_state_dict(state_dict["ladder"])
         self._journal.load_state_dict(state_dict["journal"])
-        self._resume.load_state_dict(state_dict["resume"])
+        self._resume.load_state_dict(state_dict["resume"], self._trainer)
         self._lr_scale.load_state_dict(state_dict["lr_scale"])
         self._passed_over = state_dict["passed_over"]
 
@@ -343,6 +353,7 @@ class SpikeGuard(Callback):
             response=type(response).__name__,
             restored=self._restored,
             steps_skipped=int(response.vetoes),
+            rank=self._rank,
             **vars(recovery.aftermath),
             time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -370,6 +381,7 @@ class SpikeGuard(Callback):
         self._anomaly = None
         self._response = None
         self._restored = []
+        self._rank = None
         self._stepped = False
 
     def _leave(self) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_stable.detectors import MedianDeviation, NonFinite, Verdict
-from lightning_stable.guard.signals import GradientReading, Signals, gradient_norm
+from lightning_stable.guard.signals import GradientReading, Signals
 
 
 def warm(signals, **readings):
@@ -110,17 +110,16 @@ def test_something_else_than_a_detector_is_refused():
         Signals({"loss": 8.0})
 
 
-def test_the_gradient_norm_is_that_of_all_gradients_together():
-    parameters = [
-        torch.nn.Parameter(torch.zeros(3, 2)),
-        torch.nn.Parameter(torch.zeros(5)),
-        torch.nn.Parameter(torch.ones(1)),
-    ]
-    optimizer = torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:]}], lr=0.1)
-    assert gradient_norm(optimizer).item() == 0.0  # no gradients at all
-    parameters[0].grad = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).T  # not contiguous
-    parameters[1].grad = torch.arange(5.0)
-    flat = torch.cat([parameters[0].grad.double().flatten(), parameters[1].grad.double()])
-    assert gradient_norm(optimizer).item() == pytest.approx(math.sqrt((flat**2).sum().item()), rel=1e-6)
-    parameters[2].grad = torch.tensor([math.nan])
-    assert math.isnan(gradient_norm(optimizer).item())
+def test_the_largest_loss_of_the_ranks_has_a_history_of_its_own():
+    signals = Signals({"loss": MedianDeviation(warmup=2, min_rise=1.0)})
+    warm(signals, loss=2.0, largest_loss=5.0)
+    assert signals.judge({"loss": 2.0, "largest_loss": 5.0}) is None
+    assert signals.judge({"loss": 2.0, "largest_loss": 7.0}).signal == "largest_loss"
+    assert signals.judge({"loss": 5.0, "largest_loss": 5.0}).signal == "loss"
+
+
+def test_the_largest_loss_of_the_ranks_can_have_a_detector_of_its_own():
+    signals = Signals({"loss": MedianDeviation(warmup=2, min_rise=1.0), "largest_loss": NonFinite()})
+    warm(signals, loss=2.0, largest_loss=5.0)
+    assert signals.logged_keys == []
+    assert signals.judge({"largest_loss": 700.0}) is None

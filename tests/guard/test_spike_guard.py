@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The promise: a guarded run equals, bit for bit, one whose loader never held the bad batches."""
 
+from types import SimpleNamespace
+
 import jsonargparse
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_stable.detectors import MedianDeviation, NonFinite
 from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard, TrainingHalted
@@ -315,9 +318,10 @@ def test_what_cannot_work_is_refused_before_anything_runs():
         run(make_batches(3), [SpikeGuard()], model=lambda: Net(torch.optim.LBFGS))
 
 
-def test_more_than_one_process_is_refused():
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, enable_checkpointing=False)
-    with pytest.raises(RuntimeError, match="works in one process so far, and this Trainer runs 2"):
+def test_parameters_that_are_sharded_in_an_unknown_way_are_refused():
+    strategy = FSDPStrategy(accelerator=CPUAccelerator(), parallel_devices=[torch.device("cpu")] * 2)
+    trainer = SimpleNamespace(strategy=strategy, world_size=2, callbacks=[])
+    with pytest.raises(RuntimeError, match=r"how `FSDPStrategy` shards .* over 2 ranks. Use .*`ModelParallelStrategy`"):
         SpikeGuard().setup(trainer, Net(), "fit")
 
 
