@@ -54,6 +54,7 @@ class Above(Detector):
         """Judge all of `values` at once."""
         numbers = as_values(values)
         finite = np.isfinite(numbers)
-        excess = np.maximum(0.0, np.where(finite, numbers, np.inf) - self.limit)
-        score = excess / abs(self.limit) if self.limit else np.where(excess > 0, np.inf, 0.0)
+        with np.errstate(over="ignore"):
+            excess = np.maximum(0.0, np.where(finite, numbers, np.inf) - self.limit)
+            score = excess / abs(self.limit) if self.limit else np.where(excess > 0, np.inf, 0.0)
         return Scan(~finite | (numbers > self.limit), score, np.full(len(numbers), float(self.limit)))

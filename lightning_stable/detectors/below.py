@@ -54,6 +54,7 @@ class Below(Detector):
         """Judge all of `values` at once."""
         numbers = as_values(values)
         finite = np.isfinite(numbers)
-        shortfall = np.maximum(0.0, self.limit - np.where(finite, numbers, -np.inf))
-        score = shortfall / abs(self.limit) if self.limit else np.where(shortfall > 0, np.inf, 0.0)
+        with np.errstate(over="ignore"):
+            shortfall = np.maximum(0.0, self.limit - np.where(finite, numbers, -np.inf))
+            score = shortfall / abs(self.limit) if self.limit else np.where(shortfall > 0, np.inf, 0.0)
         return Scan(~finite | (numbers < self.limit), score, np.full(len(numbers), float(self.limit)))

@@ -86,7 +86,8 @@ class EMAZScore(Detector):
         elif len(self._first) < self.warmup:
             self._begin([*self._first, value])
         else:
-            self._variance = self.alpha * self._variance + (1 - self.alpha) * (value - self._mean) ** 2
+            away = value - self._mean
+            self._variance = self.alpha * self._variance + (1 - self.alpha) * away * away  # `**` raises on overflow
             self._mean = self.alpha * self._mean + (1 - self.alpha) * value
         self._rejections.pass_over(1)
 
@@ -112,10 +113,13 @@ class EMAZScore(Detector):
     def _begin(self, values: list[float]) -> None:
         self._first = values[: self.warmup]
         if len(self._first) == self.warmup:
-            self._mean = float(np.median(values))
-            self._variance = float(_NORMAL_CONSISTENCY * np.median(np.abs(np.array(values) - self._mean))) ** 2
+            with np.errstate(all="ignore"):
+                self._mean = float(np.median(values))
+                deviation = float(_NORMAL_CONSISTENCY * np.median(np.abs(np.array(values) - self._mean)))
+            self._variance = deviation * deviation
 
     def _limit(self) -> float:
         if len(self._first) < self.warmup:
             return float("inf")
-        return self._mean + max(self.threshold * math.sqrt(self._variance), self.min_rise)
+        limit = self._mean + max(self.threshold * math.sqrt(self._variance), self.min_rise)
+        return float("inf") if math.isnan(limit) else limit

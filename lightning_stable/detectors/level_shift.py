@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A level that has risen slowly: what no rule for single values can see."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,9 +71,9 @@ class LevelShift(Detector):
             return Verdict(is_anomaly=True, score=float("inf"), threshold=float("inf"))
         if len(self._values) + 1 < self.block or len(self._means) + 1 < self.blocks or self._best == float("inf"):
             return Verdict(is_anomaly=False, score=0.0, threshold=float("inf"))
-        level, _ = self._level([*self._values, value])
+        _, level, _ = self._level([*self._values, value])
         rise = level - self._best
-        score = 0.0 if rise <= 0 else rise / self._spread if self._spread > 0 else float("inf")
+        score = 0.0 if not rise > 0 else rise / self._spread if self._spread > 0 else float("inf")
         is_anomaly = not self._is_latched and level > self._best + self._allowed_rise()
         return Verdict(is_anomaly, score, float("inf") if self._is_latched else self._largest_healthy())
 
@@ -81,11 +82,10 @@ class LevelShift(Detector):
         self._values.append(value)
         if len(self._values) < self.block:
             return
-        self._means = [*self._means, float(np.mean(self._values))][-self.blocks :]
+        self._means, level, spread = self._level(self._values)
         self._values = []
         if len(self._means) < self.blocks:
             return
-        level, spread = float(np.mean(self._means)), float(np.std(self._means, ddof=1))
         if level <= self._best + self.release * self._allowed_rise():
             self._is_latched = False
         if level < self._best:
@@ -130,9 +130,11 @@ class LevelShift(Detector):
                 start += 1
         return found
 
-    def _level(self, values: list[float]) -> tuple[float, float]:
-        means = [*self._means, float(np.mean(values))][-self.blocks :]
-        return float(np.mean(means)), float(np.std(means, ddof=1))
+    def _level(self, values: list[float]) -> tuple[list[float], float, float]:
+        """The block means with that of `values`, their mean, and their spread."""
+        with np.errstate(all="ignore"):  # values too large to be added up
+            means = [*self._means, float(np.mean(values))][-self.blocks :]
+            return means, float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
 
     def _allowed_rise(self) -> float:
         return max(self.min_rise, self.threshold * self._spread)
@@ -141,4 +143,5 @@ class LevelShift(Detector):
         """The value with which the level would be just as high as it may be."""
         others = sum(self._means[-(self.blocks - 1) :])
         mean = self.blocks * (self._best + self._allowed_rise()) - others
-        return self.block * mean - sum(self._values)
+        largest = self.block * mean - sum(self._values)
+        return float("inf") if math.isnan(largest) else largest

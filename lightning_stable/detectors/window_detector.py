@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What detectors have in common that compare a value with a window of healthy ones."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -79,7 +80,7 @@ class WindowDetector(Detector, ABC):
         threshold, center, unit = self._known_limit()
         if not is_finite(value):
             return Verdict(is_anomaly=True, score=float("inf"), threshold=threshold)
-        score = 0.0 if value <= center else (value - center) / unit if unit > 0 else float("inf")
+        score = 0.0 if value <= center else _known((value - center) / unit) if unit > 0 else float("inf")
         if value > threshold and self._rejections.next_is_level_change:
             return Verdict(is_anomaly=False, score=score, threshold=float("inf"))
         return Verdict(is_anomaly=value > threshold, score=score, threshold=threshold)
@@ -122,9 +123,16 @@ class WindowDetector(Detector, ABC):
             if len(compared) < self.warmup:
                 self._limit = float("inf"), float("inf"), 0.0
             else:
-                center, rise, unit = (float(each[0]) for each in self._measure(np.array([compared])))
-                self._limit = center + max(rise, self.min_rise), center, unit
+                threshold, center, unit = (float(each[0]) for each in self._limits(np.array([compared])))
+                self._limit = threshold, center, unit
         return self._limit
+
+    def _limits(self, windows: Array) -> tuple[Array, Array, Array]:
+        """Threshold, centre and unit; values too large to be added up allow everything."""
+        with np.errstate(all="ignore"):
+            center, rise, unit = self._measure(windows)
+            threshold = center + np.maximum(rise, self.min_rise)
+        return np.where(np.isnan(threshold), np.inf, threshold), center, unit
 
     def _leap(self, chunk: Array, found: Scan, start: int) -> int:
         finite = np.isfinite(chunk)
@@ -135,15 +143,19 @@ class WindowDetector(Detector, ABC):
         windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([self._accepted, chunk]), self.window)[
             :length
         ]
-        center, rise, unit = self._measure(windows)
-        threshold = center + np.maximum(rise, self.min_rise)
+        threshold, center, unit = self._limits(windows)
         above = chunk > threshold
         healthy = int(above.argmax()) if above.any() else length
         chunk, center, unit = chunk[:healthy], center[:healthy], unit[:healthy]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             score = np.where(unit > 0, (chunk - center) / unit, np.inf)
-        found.score[start : start + healthy] = np.where(chunk <= center, 0.0, score)
+        found.score[start : start + healthy] = np.where(chunk <= center, 0.0, np.where(np.isnan(score), np.inf, score))
         found.threshold[start : start + healthy] = threshold[:healthy]
         self._rejections.pass_over(healthy)
         self._remember(chunk.tolist())
         return healthy
+
+
+def _known(score: float) -> float:
+    """Infinity where a difference and its unit both are."""
+    return float("inf") if math.isnan(score) else score

@@ -182,3 +182,18 @@ def test_after_a_constant_stream_noise_below_the_floor_passes(member):
         detector.update(0.0)
     assert not any(detector.update(value).is_anomaly for value in (0.05, 0.0, 0.09, -5.0))
     assert detector.update(50.0).is_anomaly
+
+
+EXTREMES = {
+    "float32's largest": [3e38, -3e38, 1.0] * 100,
+    "float64's largest": [1.7e308, -1.7e308, 1e200] * 100,
+    "float64's smallest": [5e-324, 0.0, -5e-324] * 100,
+}
+
+
+@pytest.mark.parametrize("values", EXTREMES.values(), ids=EXTREMES)
+def test_values_too_large_to_be_added_up_are_no_error(kind, values):
+    one_by_one, at_once = kind(), kind()
+    expected = [one_by_one.update(value) for value in values]
+    assert verdicts(at_once.scan(values)) == expected
+    assert not any(np.isnan([verdict.score, verdict.threshold]).any() for verdict in expected)

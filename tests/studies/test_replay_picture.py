@@ -47,7 +47,7 @@ def texts(figure: Figure):
 def test_every_spike_is_marked_however_long_the_curve_is(tmp_path, figure, length):
     curve = noisy(length)
     spikes = np.linspace(0.5 * length, 0.95 * length, 7).astype(int)
-    curve.values[spikes] = 2.6 + 0.05 * np.arange(7) if length > 100 else 8.0
+    curve.values[spikes] = 3.1 + 0.05 * np.arange(7) if length > 100 else 8.0
     draw(replays(curve), "loss of x", tmp_path / "x.png")
     axes = figure[0].axes[0]
     assert [int(x) for x, _ in marks(axes, "o")] == spikes.tolist()
@@ -62,7 +62,7 @@ def test_every_spike_is_marked_however_long_the_curve_is(tmp_path, figure, lengt
 def test_there_is_a_panel_for_each_detector_with_its_name_and_its_alarms(tmp_path, figure):
     curve = noisy(3000)
     curve.values[2000:2003] = 9.0
-    curve.values[2500:] += 0.5
+    curve.values[2500:] += 0.9
     draw(replays(curve, *PAIR, "Above(limit=50)", "AllOf", "NonFinite"), "loss of x", tmp_path / "x.png")
     panels = figure[0].axes
     assert [axes.get_title(loc="left") for axes in panels] == [*PAIR, "Above(limit=50.0)", "AllOf()", "NonFinite()"]
