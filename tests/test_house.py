@@ -64,16 +64,16 @@ every_public_thing = pytest.mark.parametrize("thing", list(public_things()))
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py"], ids=short)
 def test_every_module_has_its_test_at_the_same_place(path):
-    folder = "tests" if path.parent == PACKAGE else f"tests/{path.parent.name.lstrip('_')}"
+    folder = "/".join(["tests", *(part.lstrip("_") for part in path.parent.relative_to(PACKAGE).parts)])
     expected = TESTED_ELSEWHERE.get(short(path), f"{folder}/test_{path.stem}.py")
     assert (ROOT / expected).is_file(), f"{short(path)} has no {expected}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/test_*.py")), ids=short)
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/**/test_*.py")), ids=short)
 def test_every_test_of_a_room_has_its_module(path):
-    room, stem = path.parent.name, path.stem.removeprefix("test_")
-    candidates = [PACKAGE / room / f"{stem}.py", PACKAGE / f"_{room}" / f"{stem}.py"]
-    assert room in ABOUT_NO_SINGLE_MODULE or any(candidate.is_file() for candidate in candidates)
+    folder, stem = path.parent.relative_to(ROOT / "tests"), path.stem.removeprefix("test_")
+    candidates = [PACKAGE / folder / f"{stem}.py", PACKAGE / f"_{folder}" / f"{stem}.py"]
+    assert folder.parts[0] in ABOUT_NO_SINGLE_MODULE or any(candidate.is_file() for candidate in candidates)
 
 
 @every_source

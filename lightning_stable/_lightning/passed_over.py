@@ -5,9 +5,10 @@ Private attributes: `run` of `fit_loop.epoch_loop.automatic_optimization` and of
 the epoch loop calls for a batch; `_DataFetcherWrapper`, the `dataloader_iter` that a `training_step` may fetch from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcherWrapper
 
@@ -17,8 +18,8 @@ from lightning_stable._lightning import progress
 class PassedOver:
     """Leaves out `training_step`, backward and the optimizer of a number of batches.
 
-    The batch is fetched and counted, hooks are called, with the empty outputs of a `training_step` that returns `None`,
-    and whoever asked for it undoes what hooks and schedules have changed.
+    The batch is fetched and counted, hooks are called, with the latest finite loss as if it were of this batch (many a
+    callback reads `outputs["loss"]`), and whoever asked for it undoes what hooks and schedules have changed.
 
     Args:
         trainer: The trainer in its `fit`.
@@ -29,6 +30,7 @@ class PassedOver:
         self._wanted = self._done = 0
         self._a_window = 1
         self.is_on = False
+        self._loss: torch.Tensor | None = None
         for loop in self._optimization_loops():
             loop.run = self._choosing(loop.run)
 
@@ -80,13 +82,21 @@ class PassedOver:
     def _choosing(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def choose(*args: Any) -> Any:
             if not self.is_on:
-                return run(*args)
+                outputs = run(*args)
+                self._note_loss(outputs)
+                return outputs
             for argument in args[-1].values():
                 if isinstance(argument, _DataFetcherWrapper):
                     next(argument)  # the step would have fetched
-            return {}
+            return {} if self._loss is None else {"loss": self._loss.clone()}
 
         return choose
+
+    def _note_loss(self, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, torch.Tensor):
+            loss = loss.detach()
+            self._loss = loss if self._loss is None else torch.where(loss.isfinite(), loss, self._loss.to(loss))
 
     def _optimization_loops(self) -> tuple[Any, Any]:
         epoch_loop = self._trainer.fit_loop.epoch_loop

@@ -15,7 +15,7 @@ from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.signals import GradientReading, Signals
-from lightning_stable.guard.snapshot_ring import SnapshotRing
+from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
 

@@ -23,8 +23,8 @@ class Rollback(Response):
 
         goes to a snapshot k older than `back`,  and passes over  escalate * 2^(k-1)  batches of the loader
 
-    A batch that is *passed over* is fetched and not trained on: `training_step` is not called, hooks are, with empty
-    outputs, and what they change of the model's state is undone. Passed over are whole accumulation windows (rounded
+    A batch that is *passed over* is fetched and not trained on: `training_step` is not called, hooks are, with the
+    latest finite loss, and what they change of the model's state is undone. Passed over are whole windows (rounded
     up), after a replay if there is one. The batch index goes on counting, so validation intervals, epoch ends and
     progress bars stay right; if the epoch ends while batches are passed over, the rest of the count is dropped.
 

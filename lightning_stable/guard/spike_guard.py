@@ -2,7 +2,6 @@
 """The guard: what to watch x how to judge x what to do, inside a running `fit`."""
 
 import datetime
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,20 +11,20 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import logging_step
-from lightning_stable.detectors import Detector, MedianDeviation
+from lightning_stable.detectors import Detector
+from lightning_stable.guard.defaults import default_ladder, default_watch
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
 from lightning_stable.guard.lr_scale import LRScale
-from lightning_stable.guard.memory import memory_share
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
-from lightning_stable.guard.responses import Halt, Response, ScaleLR, SkipStep, TrainingHalted
+from lightning_stable.guard.responses import Response, TrainingHalted
 from lightning_stable.guard.resume import ExactResume
-from lightning_stable.guard.rollback import Rollback
 from lightning_stable.guard.side_responses import Scene, SideResponse
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
-from lightning_stable.guard.snapshot_ring import SnapshotRing
+from lightning_stable.guard.snapshots.memory import memory_share
+from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_reading import read_step
 
 _LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
@@ -105,8 +104,8 @@ class SpikeGuard(Callback):
         cooldown: int = 0,
     ) -> None:
         super().__init__()
-        self._signals = Signals(_default_watch() if watch is None else watch)
-        self._ladder = Ladder(_default_ladder() if ladder is None else ladder, forgive_after, cooldown)
+        self._signals = Signals(default_watch() if watch is None else watch)
+        self._ladder = Ladder(default_ladder() if ladder is None else ladder, forgive_after, cooldown)
         check_snapshots(snapshot_every, snapshots, snapshot_to, max_bytes, self._ladder)
         self._snapshot_every = snapshot_every
         self._snapshots = snapshots
@@ -397,11 +396,3 @@ def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:
     """Tells the signals of several optimizers apart."""
     index = next(index for index, known in enumerate(trainer.optimizers) if known is optimizer)
     return f"/{index}" if index else ""
-
-
-def _default_watch() -> Mapping[str, Detector]:
-    return {LOSS: MedianDeviation(min_rise=0.15), GRAD_NORM: MedianDeviation(min_ratio=4.0)}
-
-
-def _default_ladder() -> list[Response]:
-    return [SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()]

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_stable.guard import Rollback, SkipStep, SpikeGuard
-from lightning_stable.guard.memory import SnapshotMemory, memory_share, snapshot_memory
-from lightning_stable.guard.snapshot import Snapshot
-from lightning_stable.guard.transfer import Transfer
+from lightning_stable.guard.snapshots.memory import SnapshotMemory, memory_share, snapshot_memory
+from lightning_stable.guard.snapshots.snapshot import Snapshot
+from lightning_stable.guard.snapshots.transfer import Transfer
 from lightning_stable.optim import SPAM, StableSPAM
 from tests.faulty_runs import Net, make_batches, run
 from tests.guard.test_spike_guard import guard

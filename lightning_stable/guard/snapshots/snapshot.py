@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import callbacks_of
 from lightning_stable.functional.tensor_norms import local
+from lightning_stable.guard.snapshots.transfer import Transfer, copy_in_order
 from lightning_stable.guard.step_state import StepState
-from lightning_stable.guard.transfer import Transfer, copy_in_order
 
 
 class Snapshot:

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_stable.guard.memory import SnapshotMemory, snapshot_memory
-from lightning_stable.guard.snapshot import Snapshot
-from lightning_stable.guard.transfer import Transfer
+from lightning_stable.guard.snapshots.memory import SnapshotMemory, snapshot_memory
+from lightning_stable.guard.snapshots.snapshot import Snapshot
+from lightning_stable.guard.snapshots.transfer import Transfer
 
 
 class Slot:

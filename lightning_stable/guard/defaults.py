@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a `SpikeGuard` without arguments watches and does."""
+
+from lightning_stable.detectors import Detector, MedianDeviation
+from lightning_stable.guard.responses import Halt, Response, ScaleLR, SkipStep
+from lightning_stable.guard.rollback import Rollback
+from lightning_stable.guard.signals import GRAD_NORM, LOSS
+
+
+def default_watch() -> dict[str, Detector]:
+    """Return detectors of loss and gradient norm.
+
+    The floors: a loss that rises by less than 0.15 nats needs no answer, and gradient norms of healthy runs vary by a
+    factor of 2 or 3.
+
+    Example:
+        >>> sorted(default_watch())
+        ['grad_norm', 'loss']
+    """
+    return {LOSS: MedianDeviation(min_rise=0.15), GRAD_NORM: MedianDeviation(min_ratio=4.0)}
+
+
+def default_ladder() -> list[Response]:
+    """Return responses that always come to an end.
+
+    Example:
+        >>> [type(rung).__name__ for rung in default_ladder()]
+        ['SkipStep', 'Rollback', 'ScaleLR', 'Halt']
+    """
+    return [SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()]
