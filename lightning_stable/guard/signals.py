@@ -149,6 +149,13 @@ class Signals:
             if key == GRAD_NORM or key.startswith(f"{GRAD_NORM}/"):
                 self._norms.setdefault(key, deque(maxlen=_TYPICAL_OF)).append(value)
 
+    def reject(self, readings: Mapping[str, float]) -> None:
+        """Tell the detectors that called a reading an anomaly; too many of them may be a new level."""
+        for key, value in readings.items():
+            detector = self._detector(key)
+            if detector.judge(value).is_anomaly:
+                detector.reject(value)
+
     def typical(self, key: str) -> float | None:
         """The median of the gradient norms accepted lately, else the largest that would pass; `None` if unknown."""
         if self._norms.get(key):
@@ -160,14 +167,22 @@ class Signals:
         """The state of every detector that has judged something, and the gradient norms of late."""
         return {
             "detectors": {key: detector.state_dict() for key, detector in self._detectors.items()},
+            "kinds": {key: type(detector).__name__ for key, detector in self._detectors.items()},
             "norms": {key: list(norms) for key, norms in self._norms.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict`; detectors it does not know start afresh."""
+        """Take up `state_dict`; detectors it does not know, or that are of another kind now, start afresh."""
         self._detectors = {}
         for key, state in state_dict["detectors"].items():
-            self._detector(key).load_state_dict(state)
+            kind, known = type(self._detector(key)).__name__, state_dict["kinds"][key]
+            if kind == known:
+                self._detector(key).load_state_dict(state)
+            else:
+                rank_zero_warn(
+                    f"`SpikeGuard(watch={{{key!r}: {kind}(...)}})` was a `{known}` when the checkpoint was written: its"
+                    " history cannot be taken over, and begins anew."
+                )
         self._norms = {key: deque(norms, maxlen=_TYPICAL_OF) for key, norms in state_dict["norms"].items()}
 
     def _detector(self, key: str) -> Detector:

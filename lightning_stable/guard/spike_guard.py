@@ -339,6 +339,7 @@ class SpikeGuard(Callback):
         response, anomaly = self._response, self._anomaly
         assert response is not None
         assert anomaly is not None
+        self._signals.reject(self._readings)
         if response.vetoes:
             self._restored += response.respond(recovery)
         incident = Incident(

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lightning_stable.detectors import MedianDeviation, NonFinite, Verdict
+from lightning_stable.detectors import LevelShift, MedianDeviation, NonFinite, Verdict
 from lightning_stable.guard.signals import GradientReading, Signals
 
 
@@ -123,3 +123,30 @@ def test_the_largest_loss_of_the_ranks_can_have_a_detector_of_its_own():
     warm(signals, loss=2.0, largest_loss=5.0)
     assert signals.logged_keys == []
     assert signals.judge({"largest_loss": 700.0}) is None
+
+
+def test_only_who_called_it_an_anomaly_is_told_so():
+    signals = Signals({"loss": MedianDeviation(warmup=2, min_rise=1.0), "grad_norm": MedianDeviation(warmup=2)})
+    warm(signals, loss=2.0, grad_norm=1.0)
+    signals.reject({"loss": 50.0, "grad_norm": 1.0})
+    states = signals.state_dict()["detectors"]
+    assert states["loss"]["rejected"]["values"] == [50.0]
+    assert states["grad_norm"]["rejected"]["values"] == []
+    assert states["grad_norm"]["values"] == [1.0] * 10
+
+
+def test_a_level_that_stays_is_a_spike_no_longer():
+    signals = Signals({"loss": MedianDeviation(warmup=2, min_rise=1.0)})
+    warm(signals, loss=2.0)
+    for _ in range(16):
+        assert signals.judge({"loss": 50.0}) is not None
+        signals.reject({"loss": 50.0})
+    assert signals.judge({"loss": 50.0}) is None
+
+
+def test_a_detector_of_another_kind_begins_anew_and_says_so():
+    first, second = Signals({"loss": MedianDeviation(warmup=2)}), Signals({"loss": LevelShift()})
+    warm(first, loss=1.0)
+    with pytest.warns(UserWarning, match=r"'loss': LevelShift\(...\)}\)` was a `MedianDeviation` when the checkpoint"):
+        second.load_state_dict(first.state_dict())
+    assert second.state_dict()["detectors"]["loss"] == LevelShift().state_dict()
