@@ -31,7 +31,7 @@ class EMAZScore(Detector):
     Args:
         alpha: Decay rate, from 0 up to but not including 1. ZClip's default.
         threshold: Standard deviations above the average, larger than 0. ZClip clips from 2.5 on, which as a judge of
-            losses would call some percent of the healthy ones anomalies; 14 is as for `MedianDeviation`.
+            losses would call some percent of the healthy ones anomalies; 14 makes one in millions.
         warmup: Accepted values needed before anything finite can be an anomaly, at least 2.
         min_rise: Absolute floor of the rise, in the signal's own unit, at least 0.
         rebaseline: Share of anomalies above which they are a new level, at most 1; `None` for never.

@@ -37,7 +37,7 @@ class MedianDeviation(WindowDetector):
     Args:
         window: How many accepted values are compared with, at least 2. A long one is slow to follow the steep descent
             at the beginning of a run: 32 suits runs of some hundred steps.
-        threshold: Robust standard deviations above the median, larger than 0. With a floor of 0.15 nats, 14 is what
+        threshold: Robust standard deviations above the median, larger than 0. With a floor of 0.15 nats, 16 is what
             keeps losses with heavy-tailed noise to one false alarm in a million steps; for normal noise, 8 is enough.
         warmup: Accepted values needed before anything finite can be an anomaly, from 2 to `window`.
         min_rise: Absolute floor of the rise, in the signal's own unit, at least 0.
@@ -58,7 +58,7 @@ class MedianDeviation(WindowDetector):
     def __init__(
         self,
         window: int = 64,
-        threshold: float = 14.0,
+        threshold: float = 16.0,
         warmup: int = 32,
         min_rise: float = 0.0,
         min_ratio: float = 1.0,

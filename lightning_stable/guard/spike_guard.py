@@ -54,7 +54,7 @@ class SpikeGuard(Callback):
 
     Args:
         watch: From signal to detector: `loss`, `grad_norm`, or any key that is logged in training. By default both,
-            with `MedianDeviation` over 64 steps at 14 robust standard deviations, and floors of 0.15 for the loss and
+            with `MedianDeviation` over 64 steps at 16 robust standard deviations, and floors of 0.15 for the loss and
             4 times the median for the gradient norm.
         ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback(escalate=8)`, 2 times
             `ScaleLR`, `Halt`.

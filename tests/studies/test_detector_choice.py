@@ -66,7 +66,7 @@ def test_each_build_has_seen_nothing_and_a_change_leaves_the_choice_alone():
     detector = changed.build()
     assert isinstance(detector, MedianDeviation)
     assert detector.threshold == 5.5
-    assert choice.arguments["threshold"] == 14.0
+    assert choice.arguments["threshold"] == 16.0
 
 
 NAMES = ", ".join(known_detectors())
