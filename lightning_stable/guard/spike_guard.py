@@ -81,6 +81,7 @@ class SpikeGuard(Callback):
 
     Example:
         >>> from lightning_stable.detectors import MedianDeviation
+        >>> from lightning_stable.guard import Halt, Rollback, ScaleLR, SkipStep
         >>> guard = SpikeGuard(
         ...     watch={"loss": MedianDeviation(min_rise=0.15), "grad_norm": MedianDeviation(min_ratio=4.0)},
         ...     ladder=[SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()],

@@ -67,7 +67,7 @@ def test_the_median_of_the_accepted_norms_is_typical_of_each_optimizer():
     assert again.typical("grad_norm/1") == 25.0
 
 
-class Below(NonFinite):
+class OnlyFinite(NonFinite):
     """Lets pass what is below 4."""
 
     def judge(self, value):
@@ -75,7 +75,7 @@ class Below(NonFinite):
 
 
 def test_while_no_norm_is_known_the_largest_that_passes_is_typical():
-    signals = Signals({"grad_norm": Below()})
+    signals = Signals({"grad_norm": OnlyFinite()})
     assert signals.typical("grad_norm") == 4.0
     signals.accept({"grad_norm": 1.0})
     assert signals.typical("grad_norm") == 1.0
