@@ -5,7 +5,6 @@ import contextlib
 import io
 import logging
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -15,6 +14,8 @@ from statistics import quantiles
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_stable.bench.report import show_progress
 
 CYCLE = 50
 """Steps a measurement is averaged over: everything that is done every 50 steps happens once in it."""
@@ -146,14 +147,15 @@ def seconds_per_step(makes: Mapping[str, Make], rounds: int, seed: int = 0) -> d
             run.start()
         try:
             for turn in range((rounds + 1) * CYCLE // _TURN):
-                _show_progress(turn * _TURN // CYCLE, rounds)
+                rounds_done = turn * _TURN // CYCLE
+                show_progress(f"round {rounds_done} of {rounds}" + " (warming up)" * (rounds_done == 0))
                 draw.shuffle(order)
                 for run in order:
                     run.take_turn()
             for run in order:
                 run.finish()
         finally:
-            _show_progress(None, rounds)
+            show_progress(None)
     return {name: _means(run.seconds)[1:] for name, run in runs.items()}
 
 
@@ -176,11 +178,3 @@ def ratios(seconds: Iterable[float], baseline: Iterable[float]) -> tuple[float, 
 def _means(turns: list[float]) -> list[float]:
     per_round = CYCLE // _TURN
     return [sum(turns[i : i + per_round]) / CYCLE for i in range(0, len(turns), per_round)]
-
-
-def _show_progress(rounds_done: int | None, rounds: int) -> None:
-    if not sys.stderr.isatty():
-        return
-    text = "" if rounds_done is None else f"round {rounds_done} of {rounds}" + " (warming up)" * (rounds_done == 0)
-    sys.stderr.write(f"\r{text:<40}" + "\r" * (rounds_done is None))
-    sys.stderr.flush()

@@ -24,3 +24,22 @@ def require(detector: str, argument: str, value: Any, holds: bool, allowed: str)
     """
     if not holds:
         raise ValueError(f"`{detector}({argument}=...)` must be {allowed}, got {value!r}.")
+
+
+def require_rebaseline(detector: str, rebaseline: float | None) -> None:
+    """Raise if a share of anomalies that are a new level is none.
+
+    Args:
+        detector: The class, as its user wrote it.
+        rebaseline: Its argument of that name.
+
+    Raises:
+        ValueError: If it is neither a share nor `None`.
+
+    Example:
+        >>> require_rebaseline("ZScore", 25.0)
+        Traceback (most recent call last):
+        ValueError: `ZScore(rebaseline=...)` must be above 0 and at most 1, or `None`, got 25.0.
+    """
+    known = rebaseline is None or 0 < rebaseline <= 1
+    require(detector, "rebaseline", rebaseline, known, "above 0 and at most 1, or `None`")

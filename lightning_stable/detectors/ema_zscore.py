@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_stable.detectors.arguments import require
+from lightning_stable.detectors.arguments import require, require_rebaseline
 from lightning_stable.detectors.detector import Detector, Verdict, is_finite
 from lightning_stable.detectors.rejections import Rejections
 
@@ -57,8 +57,7 @@ class EMAZScore(Detector):
         require("EMAZScore", "threshold", threshold, threshold > 0, "larger than 0")
         require("EMAZScore", "warmup", warmup, warmup >= 2, "at least 2")
         require("EMAZScore", "min_rise", min_rise, is_finite(min_rise) and min_rise >= 0, "finite and at least 0")
-        known = rebaseline is None or 0 < rebaseline <= 1
-        require("EMAZScore", "rebaseline", rebaseline, known, "above 0 and at most 1, or `None`")
+        require_rebaseline("EMAZScore", rebaseline)
         self.alpha = alpha
         self.threshold = threshold
         self.warmup = warmup

@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_stable.detectors.arguments import require
+from lightning_stable.detectors.arguments import require, require_rebaseline
 from lightning_stable.detectors.consecutive import Consecutive
 from lightning_stable.detectors.detector import Detector, Verdict
 from lightning_stable.detectors.ratio import Ratio
@@ -52,8 +52,7 @@ class MultipleOfMean(Detector):
         require("MultipleOfMean", "multiple", multiple, 1 < multiple < float("inf"), "finite and larger than 1")
         require("MultipleOfMean", "patience", patience, patience >= 0, "at least 0")
         require("MultipleOfMean", "warmup", warmup, 1 <= warmup <= window, f"from 1 to window={window}")
-        known = rebaseline is None or 0 < rebaseline <= 1
-        require("MultipleOfMean", "rebaseline", rebaseline, known, "above 0 and at most 1, or `None`")
+        require_rebaseline("MultipleOfMean", rebaseline)
         large = Ratio(window=window, ratio=multiple, warmup=warmup, rebaseline=rebaseline)
         self._row = Consecutive(large, times=patience + 1)
 

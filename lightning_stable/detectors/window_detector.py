@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_stable.detectors.arguments import require
+from lightning_stable.detectors.arguments import require, require_rebaseline
 from lightning_stable.detectors.detector import Detector, Verdict, is_finite
 from lightning_stable.detectors.rejections import Rejections
 from lightning_stable.detectors.scan import Scan, as_values, scan_in_leaps
@@ -60,8 +60,7 @@ class WindowDetector(Detector, ABC):
         require(name, "warmup", warmup, fits, f"from {shortest_warmup} to window={window}")
         require(name, "delay", delay, delay >= 0, "at least 0")
         require(name, "min_rise", min_rise, is_finite(min_rise) and min_rise >= 0, "finite and at least 0")
-        known = rebaseline is None or 0 < rebaseline <= 1
-        require(name, "rebaseline", rebaseline, known, "above 0 and at most 1, or `None`")
+        require_rebaseline(name, rebaseline)
         self.window = window
         self.warmup = warmup
         self.delay = delay
