@@ -78,7 +78,7 @@ def test_the_tables_say_what_was_found(capsys):
     assert row(out, "LevelShift") == ["LevelShift()", "1", "1", "333.3", "1"]
     step, value, threshold, score, in_a_row = row(out, "2000")
     assert (step, value, in_a_row) == ("2000", "9", "3")
-    assert 2.2 < float(threshold) < 2.8
+    assert abs(float(threshold) - (2.0 + 16 * 0.05)) < 0.2  # 16 deviations of the noise above the level
     assert float(score) > 50
     assert row(out, "2500")[1] == "nan"
     assert row(out, "2500")[3:] == ["inf", "1"]
