@@ -2,13 +2,22 @@
 """Stand between the training loop and its data: see each batch before and after it is fetched, and replay batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+
+Place = tuple[int, int]  # the loader's index of a batch, and which of the loaders that are used in sequence
+
+
+class Kept(NamedTuple):
+    """A batch to be replayed, as it was fetched, and whatever else its keeper wants back with it."""
+
+    batch: Any
+    along: Any = None
 
 
 class FetcherTap:
@@ -16,27 +25,32 @@ class FetcherTap:
 
     Args:
         before_epoch: Called before the loader's iterator is made.
-        before_batch: Called before a batch is fetched.
+        before_batch: Called before a batch is fetched; if it is a replayed one, with that.
         after_batch: Called with what was fetched.
     """
 
     def __init__(
         self,
         before_epoch: Callable[[], None],
-        before_batch: Callable[[], None],
+        before_batch: Callable[[Kept | None], None],
         after_batch: Callable[[Any], None],
     ) -> None:
         self.before_epoch = before_epoch
         self._before_batch = before_batch
         self._after_batch = after_batch
         self._fetcher: _DataFetcher | None = None
-        self._replay: deque[Any] = deque()
+        self._replay: deque[Kept] = deque()
         self._done_afterwards = False
 
     @property
     def replays_left(self) -> int:
         """How many batches are still to be replayed."""
         return len(self._replay)
+
+    @property
+    def to_replay(self) -> list[Kept]:
+        """The batches that are still to be replayed."""
+        return list(self._replay)
 
     def attach(self, trainer: Trainer) -> None:
         """Tap the trainer's current fetcher; a fetcher that is tapped already stays so."""
@@ -56,7 +70,7 @@ class FetcherTap:
         self._fetcher = None
         self._replay.clear()
 
-    def replay(self, batches: Iterable[Any]) -> None:
+    def replay(self, batches: Iterable[Kept]) -> None:
         """Hand out `batches` before anything new; the epoch is not over before they are used up.
 
         Batches that wait already must be taken back first.
@@ -66,7 +80,7 @@ class FetcherTap:
         self._replay = deque(batches)
         self._fetcher.done = self._done_afterwards and not self._replay
 
-    def take_replays(self) -> list[Any]:
+    def take_replays(self) -> list[Kept]:
         """Take back the batches that are still to be replayed."""
         batches = list(self._replay)
         self._replay.clear()
@@ -77,9 +91,9 @@ class FetcherTap:
     def next(self, fetch: Callable[[], Any]) -> Any:
         """One batch: a replayed one while there are any, else a new one."""
         assert self._fetcher is not None
-        self._before_batch()
+        self._before_batch(self._replay[0] if self._replay else None)
         if self._replay:
-            batch = self._replay.popleft()
+            batch = self._replay.popleft().batch
             self._fetcher.done = self._done_afterwards and not self._replay
         else:
             batch = fetch()
@@ -142,11 +156,24 @@ def loaders_resume_by_themselves(trainer: Trainer) -> bool:
     return combined_loader is not None and all(isinstance(loader, _Stateful) for loader in combined_loader.flattened)
 
 
-def pass_over_batches(trainer: Trainer, count: int) -> None:
-    """Fetch `count` batches and throw them away; Lightning itself adds them to the fetcher's count when it resumes."""
+def place_of(fetched: Any) -> Place:
+    """Where in the data a batch is from; what is fetched is a batch and two indices."""
+    _, batch_idx, dataloader_idx = fetched
+    return batch_idx, dataloader_idx
+
+
+def pass_over_batches(trainer: Trainer, count: int, keep: Collection[Place] = (), counted_later: int = 0) -> list[Any]:
+    """Fetch `count` batches and return those at the places to `keep`, the others are thrown away.
+
+    Of the fetcher's count Lightning itself adds `counted_later` when it resumes.
+    """
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     fetched = fetcher.fetched
+    kept = []
     for _ in range(count):
-        next(fetcher)
-    fetcher.fetched = fetched
+        batch = next(fetcher)
+        if keep and place_of(batch) in keep:
+            kept.append(batch)
+    fetcher.fetched = fetched + count - counted_later
+    return kept

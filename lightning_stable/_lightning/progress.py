@@ -46,6 +46,11 @@ def end_epoch_at(trainer: Trainer, shortfall: int) -> None:
     _pass_over(trainer, shortfall)
 
 
+def epoch_goes_on(trainer: Trainer) -> None:
+    """Let a resumed epoch go on with the batch that was under way, also if it is the last one."""
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
+
+
 def _pass_over(trainer: Trainer, count: int) -> None:
     progress = trainer.fit_loop.epoch_loop.batch_progress
     for tracker in (progress.total, progress.current):
@@ -66,6 +71,12 @@ def skip_next_validation(trainer: Trainer) -> None:
 def batches_into_epoch(trainer: Trainer) -> int:
     """How many batches of the current epoch have been processed, as a checkpoint written now would know it."""
     return vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"]
+
+
+def is_between_batches(trainer: Trainer) -> bool:
+    """Whether no batch of the epoch is under way: every one that was begun has been processed."""
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    return current.ready == vars(current)["processed"]
 
 
 def has_begun(trainer: Trainer) -> bool:

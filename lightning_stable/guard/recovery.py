@@ -10,10 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from lightning_stable._lightning import checkpoints, progress
-from lightning_stable._lightning.data_fetcher import FetcherTap
+from lightning_stable._lightning.data_fetcher import FetcherTap, Kept, place_of
 from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
+from lightning_stable.guard.random_state import RandomState
+from lightning_stable.guard.resume import ExactResume, Replay
 from lightning_stable.guard.signals import GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_state import StepState
@@ -53,6 +55,7 @@ class Recovery:
         signals: The guard's detectors; what they remember goes back together with the model.
         lr_scale: The factor on the learning rate; it does not go back.
         escalation: Learns of every rollback.
+        resume: Knows what a resumed epoch begins with.
         ring: The snapshots; `None` if no response needs any.
         snapshot_every: Windows from one snapshot to the next.
         keep_batches: Whether the batches since the oldest snapshot are kept for a replay.
@@ -71,6 +74,7 @@ class Recovery:
         signals: Signals,
         lr_scale: LRScale,
         escalation: Escalation,
+        resume: ExactResume,
         ring: SnapshotRing | None,
         snapshot_every: int,
         keep_batches: bool,
@@ -80,6 +84,7 @@ class Recovery:
         self._signals = signals
         self._lr_scale = lr_scale
         self._escalation = escalation
+        self._resume = resume
         self._snapshot_every = snapshot_every
         self._keep_batches = keep_batches
         self._keep_window = keep_window
@@ -90,12 +95,14 @@ class Recovery:
             gate.before_step = {USER: self.before_optimizer_moves, **gate.before_step}
         self._apply_lr_scale()
         self.passed_over = PassedOver(trainer)
-        self.tap = FetcherTap(lambda: None, self._before_batch, self._after_batch)
+        self.tap = FetcherTap(resume.before_epoch, self._before_batch, self._after_batch)
         self._window_ended = True
         self._epoch_began = True
         self._batches_before_window = 0
         self.is_replayed = False
         self._shortfall = 0
+        self._kept = Kept(None)  # the latest that was replayed
+        self._random_after_replay: RandomState | None = None
         self._marked: list[int] | None = None
         self._window_started = time.perf_counter()
         self._window_length = 0
@@ -139,9 +146,10 @@ class Recovery:
             gate.veto = False
             gate.detach(user=USER)
 
-    def random_state(self) -> dict[str, Any]:
+    @property
+    def random_before(self) -> RandomState:
         """The random number generators as they were before the window."""
-        return self._before_step.random_state()
+        return self._before_step.random
 
     # What responses may ask for
 
@@ -196,6 +204,7 @@ class Recovery:
             self._shortfall += beyond
             progress.skip_next_validation(trainer)
             self.tap.replay([*good, *rest])
+            self._random_after_replay = None if rest else self._before_step.random
         elif was_last:
             progress.step_epoch_schedulers(trainer)
         self.aftermath.batches_passed_over = self.passed_over.pass_over(pass_over, self._window_length, left)
@@ -243,17 +252,44 @@ class Recovery:
         else:
             progress.end_epoch_at(self._trainer, self._shortfall)
             self._shortfall = 0
+            if self._random_after_replay is not None:
+                self._random_after_replay.restore()
+                self._random_after_replay = None
+
+    def place(self) -> tuple[RandomState, Replay]:
+        """Where a run that is resumed here goes on: with which random numbers, and what it has still to replay.
+
+        The batch that is under way is to be trained on again.
+        """
+        batches, random = self.tap.to_replay, RandomState()
+        if not progress.is_between_batches(self._trainer):
+            batches = [self._kept, *batches] if self.is_replayed else batches
+            random = self.random_before
+        places = [place_of(kept.batch) for kept in batches]
+        return random, Replay(places, [kept.along for kept in batches], self._random_after_replay, self._shortfall)
+
+    def resume_replay(self, batches: list[Any], replay: Replay) -> None:
+        """Go on with the `replay` that a checkpoint was written in; `batches` are those at its places."""
+        self.tap.replay(Kept(*one) for one in zip(batches, replay.random, strict=True))
+        self._random_after_replay, self._shortfall = replay.random_after, replay.shortfall
 
     # Around every fetch
 
-    def _before_batch(self) -> None:
-        self.is_replayed = self.tap.replays_left > 0
+    def _before_batch(self, kept: Kept | None) -> None:
+        self.is_replayed = kept is not None
+        if self._epoch_began:
+            self._resume.before_first_fetch()
+        if kept is not None:
+            self._kept = kept
+            if kept.along is not None:  # a run without the batch that was left out has fetched and validated meanwhile
+                kept.along.restore()
         # The first fetch of an epoch draws the order of the data from the global generators, and a run that never
         # held the batch would have drawn it too: there the state is taken after the fetch.
         if self._window_ended and not self._epoch_began:
             self._begin_window()
 
     def _after_batch(self, batch: Any) -> None:
+        self._resume.after_fetch()
         if self._window_ended and self._epoch_began:
             self._begin_window()
         self._epoch_began = self._window_ended = False
@@ -261,7 +297,7 @@ class Recovery:
         if self._keep_window:
             self.window.append(self._own(batch[0]))  # what was fetched is a batch and two indices
         if self._keep_batches and self._ring is not None:
-            self._ring.newest.batches.append(self._own(batch))
+            self._ring.newest.batches.append(Kept(self._own(batch), RandomState()))
 
     def _begin_window(self) -> None:
         self._window_started = time.perf_counter()
@@ -280,7 +316,12 @@ class Recovery:
         self._before_step.capture()
 
     def _forget_window(self) -> None:
-        """What belongs to the window that runs is no part of what may be replayed."""
+        """What belongs to the window that runs is no part of what may be replayed.
+
+        What is still to be replayed had drawn its random numbers after it, and must draw others now.
+        """
+        self.tap.replay(kept._replace(along=None) for kept in self.tap.take_replays())
+        self._random_after_replay = None
         if self._ring is not None:
             self._ring.newest.windows -= 1
             del self._ring.newest.batches[self._batches_before_window :]

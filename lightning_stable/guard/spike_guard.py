@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guard: what to watch x how to judge x what to do, inside a running `fit`."""
 
-import datetime
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,6 +25,7 @@ from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomal
 from lightning_stable.guard.snapshots.memory import memory_share
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_reading import read_step
+from lightning_stable.guard.window import Window
 
 _LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
 
@@ -119,14 +119,7 @@ class SpikeGuard(Callback):
         self._ring: SnapshotRing | None = None
         self._trainer: Trainer | None = None
         self._lr_scale = LRScale()
-        self._losses: list[Tensor] = []
-        self._batches: list[int] = []
-        self._readings: dict[str, float] = {}
-        self._anomaly: Anomaly | None = None
-        self._response: Response | None = None
-        self._restored: list[str] = []
-        self._rank: int | None = None
-        self._stepped = False
+        self._window = Window()
 
     @property
     def incidents(self) -> list[Incident]:
@@ -155,7 +148,7 @@ class SpikeGuard(Callback):
         self._journal.begin(trainer)
         for side in self._sides():
             side.prepare(trainer)
-        self._resume.on_train_start(trainer)
+        batches, replay = self._resume.go_to_place(trainer)
         self._ring = self._make_ring(trainer, pl_module)
         self._recovery = Recovery(
             trainer,
@@ -164,6 +157,7 @@ class SpikeGuard(Callback):
             signals=self._signals,
             lr_scale=self._lr_scale,
             escalation=self._ladder.escalation,
+            resume=self._resume,
             ring=self._ring,
             snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
@@ -172,8 +166,8 @@ class SpikeGuard(Callback):
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
             self._passed_over = {}
-        self._recovery.tap.before_epoch = self._resume.before_epoch
         self._recovery.begin_epoch()
+        self._recovery.resume_replay(batches, replay)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An epoch's first step gets a snapshot."""
@@ -212,38 +206,38 @@ class SpikeGuard(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note which batches make up the step."""
-        self._resume.settle()
         if self._recovery is not None:
             self._recovery.before_validation_or_batch()
-        self._batches.append(batch_idx)
+        self._window.batches.append(batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Take the loss, without waiting for it."""
-        self._losses.append(loss.detach())
+        self._window.losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge the step, and veto it if it is a spike."""
         if self._recovery is not None:
             self._recovery.before_optimizer_moves()  # SAM moves before it comes to its gate
-        if self._recovery is None or (self._response is not None and self._response.vetoes):
+        window = self._window
+        if self._recovery is None or window.is_vetoed:
             return  # the window is vetoed already
         if getattr(optimizer, "phase", None) == "ascend":
             return  # SAM's first gradient moves nothing; if it is bad, the second one is too
-        self._stepped = True
+        window.stepped = True
         logged = self._signals.read_logged(trainer)
-        step = read_step(trainer, optimizer, self._losses, logged, self._signals.logged_keys)
-        self._losses.clear()
+        step = read_step(trainer, optimizer, window.losses, logged, self._signals.logged_keys)
+        window.losses.clear()
         if step.is_overflow:
             return  # the gradient scaler skips it by itself and needs to learn from it
         suffix = _suffix(trainer, optimizer)
         numbers = {GRAD_NORM: step.norm, LOSS: step.loss, LARGEST_LOSS: step.largest_loss}
         readings = {**{f"{key}{suffix}": value for key, value in numbers.items() if value is not None}, **step.logged}
-        self._readings.update(readings)
+        window.readings.update(readings)
         anomaly = self._signals.judge(readings)
         if anomaly is not None:
             typical = self._signals.typical(GRAD_NORM + suffix)
             self._recovery.gradients = GradientReading(optimizer, step.norm, typical, step.is_finite)
-            self._rank = step.rank
+            window.rank = step.rank
             self._answer(self._recovery, anomaly)
 
     def on_train_batch_end(
@@ -255,20 +249,18 @@ class SpikeGuard(Callback):
             return
         if recovery.passed_over.is_on:
             if recovery.after_passed_batch():
-                self._journal.log_step(trainer, self._readings, recovery.gates[0], self._anomaly is not None)
-                self._end_window(recovery)
+                self._end_window(trainer, recovery)
             return
         recovery.after_replayed_batch()
-        if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._stepped:
+        if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._window.stepped:
             return
-        if self._anomaly is not None:
+        if self._window.is_spike:
             self._respond(trainer, pl_module, recovery)
-        elif self._stepped:
-            self._signals.accept(self._readings)
+        elif self._window.stepped:
+            self._signals.accept(self._window.readings)
             self._ladder.clean_step(recovery.is_replayed)
             recovery.clean_step()
-        self._journal.log_step(trainer, self._readings, recovery.gates[0], self._anomaly is not None)
-        self._end_window(recovery)
+        self._end_window(trainer, recovery)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint written during validation is not a repeated one."""
@@ -284,19 +276,22 @@ class SpikeGuard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on with the same history."""
+        recovery = self._recovery
+        now, replay = recovery.place() if recovery else (None, None)
         return {
             "signals": self._signals.state_dict(),
             "ladder": self._ladder.state_dict(),
             "journal": self._journal.state_dict(),
-            "resume": self._resume.state_dict(self._trainer),
+            "resume": self._resume.state_dict(self._trainer, now, replay),
             "lr_scale": self._lr_scale.state_dict(),
-            "passed_over": self._passed_over if self._recovery is None else self._recovery.passed_over.state_dict(),
+            "passed_over": self._passed_over if recovery is None else recovery.passed_over.state_dict(),
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the random states of all ranks into the checkpoint, which otherwise holds what is on rank 0."""
         if trainer.world_size > 1:
-            checkpoint["callbacks"][self.state_key]["resume"] = self._resume.of_all_ranks(trainer)
+            own = checkpoint["callbacks"][self.state_key]
+            own["resume"] = self._resume.of_all_ranks(trainer, own["resume"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict`."""
@@ -325,40 +320,30 @@ class SpikeGuard(Callback):
 
     def _answer(self, recovery: Recovery, anomaly: Anomaly) -> None:
         """Ask the ladder, and veto the step or change its gradients; the rest is done when the step is over."""
+        window = self._window
         self._lr_scale.spike()
-        if self._response is not None and self._response.applies(recovery):
-            response = self._response  # another optimizer of the same step is the same incident
+        if window.response is not None and window.response.applies(recovery):
+            response = window.response  # another optimizer of the same step is the same incident
         else:
-            response = self._response = self._ladder.climb(lambda rung: rung.applies(recovery))
-        self._anomaly = anomaly
+            response = window.response = self._ladder.climb(lambda rung: rung.applies(recovery))
+        window.anomaly = anomaly
         if response.vetoes:
             recovery.veto()
         else:
-            self._restored += response.respond(recovery)
+            window.restored += response.respond(recovery)
 
     def _respond(self, trainer: Trainer, pl_module: LightningModule, recovery: Recovery) -> None:
-        response, anomaly = self._response, self._anomaly
+        window, response = self._window, self._window.response
         assert response is not None
-        assert anomaly is not None
-        self._signals.reject(self._readings)
+        self._signals.reject(window.readings)
         if response.vetoes:
-            self._restored += response.respond(recovery)
-        incident = Incident(
-            step=logging_step(trainer),
-            global_step=recovery.steps_before_window,
-            epoch=trainer.current_epoch,
-            batches=list(self._batches),
-            signal=anomaly.signal,
-            value=anomaly.value,
-            threshold=anomaly.verdict.threshold,
-            response=type(response).__name__,
-            restored=self._restored,
-            steps_skipped=int(response.vetoes),
-            rank=self._rank,
-            **vars(recovery.aftermath),
-            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            window.restored += response.respond(recovery)
+        incident = window.incident(
+            logging_step(trainer), recovery.steps_before_window, trainer.current_epoch, **vars(recovery.aftermath)
         )
-        scene = Scene(trainer, pl_module, incident, self._readings, recovery.window, recovery.random_state())
+        scene = Scene(
+            trainer, pl_module, incident, window.readings, recovery.window, recovery.random_before.state_dict()
+        )
         sides = [side for side in self._ladder.side_responses() if isinstance(side, SideResponse)]
         for side in sides:
             if not side.after_record:
@@ -368,22 +353,13 @@ class SpikeGuard(Callback):
             if side.after_record:
                 side.act(scene)
         if response.halts:
-            self._journal.log_step(trainer, self._readings, recovery.gates[0], self._anomaly is not None)
+            self._journal.log_step(trainer, window.readings, recovery.gates[0], is_spike=True)
             raise TrainingHalted(self._journal.halt_report())
 
-    def _end_window(self, recovery: Recovery) -> None:
+    def _end_window(self, trainer: Trainer, recovery: Recovery) -> None:
+        self._journal.log_step(trainer, self._window.readings, recovery.gates[0], self._window.is_spike)
         recovery.end_window()
-        self._forget_window()
-
-    def _forget_window(self) -> None:
-        self._losses.clear()
-        self._batches.clear()
-        self._readings = {}
-        self._anomaly = None
-        self._response = None
-        self._restored = []
-        self._rank = None
-        self._stepped = False
+        self._window = Window()
 
     def _leave(self) -> None:
         if self._recovery is None:
@@ -391,7 +367,7 @@ class SpikeGuard(Callback):
         self._recovery.detach()
         self._journal.snapshots = "" if self._ring is None else str(self._ring)
         self._recovery = self._ring = None
-        self._forget_window()
+        self._window = Window()
 
 
 def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:

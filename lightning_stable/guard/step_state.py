@@ -82,9 +82,10 @@ class StepState:
             _restore_groups(optimizer.param_groups, groups)
         progress.restore_model_progress(trainer, saved["progress"])
 
-    def random_state(self) -> dict[str, Any]:
-        """The random number generators as they were captured, in types that load with `weights_only=True`."""
-        return self._saved["random"].state_dict()
+    @property
+    def random(self) -> RandomState:
+        """The random number generators as they were captured."""
+        return self._saved["random"]
 
     def _capture_buffers(self) -> None:
         sources = [buffers.get(name) for buffers, name in self._buffers]

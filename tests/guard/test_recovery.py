@@ -37,6 +37,23 @@ def test_a_replay_at_a_shorter_end_of_an_epoch_may_fail_again(again):
     assert_same(actual, expected)
 
 
+class DrawnWhenFetched(Batches):
+    """Draws from the global generator whenever a batch is fetched."""
+
+    def __getitem__(self, index):
+        batch = super().__getitem__(index)
+        return {**batch, "x": batch["x"] + 0.1 * torch.randn(4, 8)}
+
+
+@pytest.mark.parametrize("bad", [{13}, {12, 13}])
+@pytest.mark.parametrize("rung", [SkipStep(times=9), Rollback(mode="replay", times=9)])
+def test_data_and_validation_that_draw_random_numbers_do_so_as_if_the_step_had_not_been(rung, bad):
+    """Validation is after batch 11, and its loader draws a seed; the replay begins at batch 10."""
+    settings = {"dataset": DrawnWhenFetched, "val_check_interval": 6, "epochs": 1}
+    actual = run(make_batches(15, bad), [guard(rung, snapshot_every=10)], **settings)
+    assert_same(actual, run(without(make_batches(15), bad), **settings))
+
+
 def averaged_weights(average):
     return lambda trainer: average.extend(p.clone() for p in trainer.callbacks[-1]._average_model.parameters())
 

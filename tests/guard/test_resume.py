@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_stable._lightning import progress
 from lightning_stable.guard import ClipStep, Rollback, SaveBatch, ScaleLR, SkipStep
 from lightning_stable.testbeds import CharLM, Corruption, PythonTextDataModule
 from tests.faulty_runs import Net, assert_same, make_batches, run
@@ -156,6 +157,55 @@ def test_a_resumed_run_begins_with_a_snapshot(tmp_path, saved_at, undone):
     run(make_batches(12, {4}), [resumed], ckpt_path=path, epochs=1)
     assert [incident.steps_rolled_back for incident in whole.incidents] == [4]
     assert [incident.steps_rolled_back for incident in resumed.incidents] == [undone]
+
+
+class SaveAfterTry(Callback):
+    """Saves by hand, behind the guard, after every try or at its beginning, when the batch is under way."""
+
+    def __init__(self, folder, within):
+        self.folder, self.within, self.paths = folder, within, []
+
+    def save(self, trainer):
+        self.paths.append(self.folder / f"{len(self.paths)}.ckpt")
+        trainer.save_checkpoint(self.paths[-1])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.within:
+            with torch.random.fork_rng():
+                torch.rand(1)  # as the training step would
+                self.save(trainer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not self.within and not progress.is_accumulating(trainer):  # no checkpoint holds half a window's gradients
+            self.save(trainer)
+
+
+REPLAYS = {  # the bad batches, and what is special
+    "one": ({6}, {"shuffle": True}),
+    "twice": ({2, 6, 7}, {}),
+    "end of an epoch": ({14}, {}),
+    "validated": ({6, 9}, {"val_check_interval": 5}),
+    "shorter last window": ({14}, {"accumulate_grad_batches": 2}),
+}
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("name", REPLAYS)
+def test_a_checkpoint_from_the_middle_of_a_replay_loses_nothing(tmp_path, name, within):
+    bad, arguments = REPLAYS[name]
+    if within and name == "shorter last window":
+        bad, arguments = {8, 10}, {}  # nor the first half's in the middle of the second
+
+    def train(callbacks=(), **more):
+        replaying = guard(Rollback("replay", times=9), snapshot_every=4)
+        outcome = run(make_batches(15, bad), [replaying, *callbacks], epochs=2, **arguments, **more)
+        return comparable(outcome), [str(incident).partition(": ")[2] for incident in replaying.incidents]
+
+    save = SaveAfterTry(tmp_path, within)
+    expected = train([save])
+    assert len(expected[1]) == 2 * len(bad)
+    for path in save.paths:
+        assert_same(train(ckpt_path=path), expected, path.stem)
 
 
 def ladder():

@@ -20,7 +20,7 @@ class Taps(Callback):
     def on_train_start(self, trainer, pl_module):
         self.tap = data_fetcher.FetcherTap(
             before_epoch=lambda: self.calls.append("epoch"),
-            before_batch=lambda: self.calls.append("before"),
+            before_batch=lambda kept: self.calls.append("before"),
             after_batch=lambda item: self.calls.append("after"),
         )
         self.tap.attach(trainer)
@@ -62,18 +62,21 @@ def test_replayed_batches_come_before_new_ones_and_can_be_taken_back():
     class Stub:
         fit_loop = Loop()
 
-    tap = data_fetcher.FetcherTap(lambda: None, lambda: None, lambda item: None)
+    announced = []
+    tap = data_fetcher.FetcherTap(lambda: None, lambda kept: announced.append(kept and kept.batch), lambda item: None)
     tap.attach(Stub())
     fetcher = Stub.fit_loop._data_fetcher
     fetcher.done = True  # as at the last batch of an epoch
-    tap.replay("abc")
+    tap.replay(data_fetcher.Kept(batch) for batch in "abc")
     assert not fetcher.done
     assert [next(fetcher), tap.replays_left] == ["a", 2]
-    assert tap.take_replays() == ["b", "c"]
+    assert tap.to_replay == [("b", None), ("c", None)]
+    assert tap.take_replays() == [("b", None), ("c", None)]
     assert fetcher.done
-    tap.replay("bc")
+    tap.replay(data_fetcher.Kept(batch, along="side") for batch in "bc")
     assert [next(fetcher), fetcher.done, next(fetcher), fetcher.done] == ["b", False, "c", True]
     assert next(fetcher) == "d"
+    assert announced == ["a", "b", "c", None]
 
 
 def test_the_first_iterator_can_be_awaited():
@@ -98,7 +101,8 @@ def test_batches_can_be_passed_over():
 
     class PassesOver(Callback):
         def on_train_start(self, trainer, pl_module):
-            data_fetcher.pass_over_batches(trainer, 2)
+            kept = data_fetcher.pass_over_batches(trainer, 2, keep=[(1, 0)], counted_later=2)
+            assert [data_fetcher.place_of(batch) for batch in kept] == [(1, 0)]
             assert trainer.fit_loop._data_fetcher.fetched == 0
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the optimizer step that is under way."""
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lightning_stable.guard.incident import Incident
+from lightning_stable.guard.responses import Response
+from lightning_stable.guard.signals import Anomaly
+
+
+@dataclass
+class Window:
+    """One optimizer step: its batches and losses, what it was judged by, and what is done about it.
+
+    Args:
+        losses: What `backward` was called on since the last optimizer step.
+        batches: Indices within the epoch.
+        readings: The signals, by name.
+        anomaly: What gave a spike away.
+        response: What answers it.
+        restored: What the response has put back, in words.
+        rank: The one that saw it.
+        stepped: Whether an optimizer was about to move.
+
+    Example:
+        >>> Window(batches=[3]).is_vetoed
+        False
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    readings: dict[str, float] = field(default_factory=dict)
+    anomaly: Anomaly | None = None
+    response: Response | None = None
+    restored: list[str] = field(default_factory=list)
+    rank: int | None = None
+    stepped: bool = False
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether something is done about it."""
+        return self.anomaly is not None
+
+    @property
+    def is_vetoed(self) -> bool:
+        """Whether the optimizers are kept from moving."""
+        return self.response is not None and self.response.vetoes
+
+    def incident(self, step: int, global_step: int, epoch: int, **numbers: Any) -> Incident:
+        """What is written down of it."""
+        assert self.anomaly is not None
+        assert self.response is not None
+        return Incident(
+            step=step,
+            global_step=global_step,
+            epoch=epoch,
+            batches=list(self.batches),
+            signal=self.anomaly.signal,
+            value=self.anomaly.value,
+            threshold=self.anomaly.verdict.threshold,
+            response=type(self.response).__name__,
+            restored=self.restored,
+            steps_skipped=int(self.response.vetoes),
+            rank=self.rank,
+            **numbers,
+            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
