@@ -160,6 +160,7 @@ def _run(
     shuffle=False,
     ckpt_path=None,
     dataset=None,
+    loaders=None,
     fit=Trainer.fit,
     after=lambda trainer: None,
     **trainer_arguments,
@@ -185,6 +186,8 @@ def _run(
     kind = "text" if isinstance(module, TextNet) else "net"
     data = (dataset or Batches)(batches)
     loader = DataLoader(data, batch_size=None, num_workers=num_workers, shuffle=shuffle, persistent_workers=False)
+    if loaders is not None:
+        loader = loaders(batches)
     validation = DataLoader(Batches(make_batches(3, kind=kind)), batch_size=None)
     fit(trainer, module, loader, validation, ckpt_path=ckpt_path)
     after(trainer)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stand between the training loop and its data: see each batch before and after it is fetched, and replay batches."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher, _PrefetchDataFetcher
 
 Place = tuple[int, int]  # the loader's index of a batch, and which of the loaders that are used in sequence
 
@@ -36,11 +37,13 @@ class FetcherTap:
         after_batch: Callable[[Any], None],
     ) -> None:
         self.before_epoch = before_epoch
+        self.before_new_batch: Callable[[], None] = lambda: None  # not before one that is replayed
         self._before_batch = before_batch
         self._after_batch = after_batch
         self._fetcher: _DataFetcher | None = None
         self._replay: deque[Kept] = deque()
         self._done_afterwards = False
+        self._has_fetched = False
 
     @property
     def replays_left(self) -> int:
@@ -96,9 +99,21 @@ class FetcherTap:
             batch = self._replay.popleft().batch
             self._fetcher.done = self._done_afterwards and not self._replay
         else:
-            batch = fetch()
+            batch = self._fetch_new(fetch)
         self._after_batch(batch)
         return batch
+
+    def _fetch_new(self, fetch: Callable[[], Any]) -> Any:
+        has_fetched, self._has_fetched = self._has_fetched, True
+        self.before_new_batch()
+        try:
+            return fetch()
+        except StopIteration:
+            if has_fetched:
+                raise
+            # the checkpoint of an epoch's last batch has set a loader behind it, where it gives nothing once
+            type(self._fetcher)._untapped.__iter__(self._fetcher)  # pyright: ignore[reportAttributeAccessIssue]
+            return fetch()
 
 
 def _tapped(kind: type[_DataFetcher], tap: FetcherTap) -> type[_DataFetcher]:
@@ -142,6 +157,11 @@ def make_loaders_again(trainer: Trainer) -> None:
     trainer.fit_loop.setup_data()
 
 
+def make_loaders_if_due(trainer: Trainer) -> None:
+    """Make them for `reload_dataloaders_every_n_epochs` now: of a resumed epoch no hook would tell of the new ones."""
+    trainer.fit_loop.setup_data()
+
+
 def set_sampler_epochs(trainer: Trainer) -> None:
     """Tell the samplers which epoch is resumed: Lightning does so only after worker processes began to fetch."""
     combined_loader = trainer.fit_loop._combined_loader
@@ -154,6 +174,39 @@ def loaders_resume_by_themselves(trainer: Trainer) -> bool:
     """Whether every training loader has `state_dict` and `load_state_dict`, which Lightning then uses."""
     combined_loader = trainer.fit_loop._combined_loader
     return combined_loader is not None and all(isinstance(loader, _Stateful) for loader in combined_loader.flattened)
+
+
+def resumes_in_part(trainer: Trainer) -> bool:
+    """Whether some of the training loaders have a state, and others have none."""
+    combined_loader = trainer.fit_loop._combined_loader
+    assert combined_loader is not None
+    stateful = [isinstance(loader, _Stateful) for loader in combined_loader.flattened]
+    return any(stateful) and not all(stateful)
+
+
+def states_of_loaders_that_read_ahead(trainer: Trainer) -> list[dict[str, Any]]:
+    """The states of the training loaders, where Lightning reads a batch ahead since nobody knows how many there are."""
+    fetcher, combined_loader = trainer.fit_loop._data_fetcher, trainer.fit_loop._combined_loader
+    if combined_loader is None or not isinstance(fetcher, _PrefetchDataFetcher) or fetcher.length is not None:
+        return []
+    return copy.deepcopy(combined_loader._state_dicts())
+
+
+def load_states_of_loaders(trainer: Trainer, states: list[dict[str, Any]]) -> None:
+    """Give the training loaders their states, before an iterator is made."""
+    combined_loader = trainer.fit_loop._combined_loader
+    assert combined_loader is not None
+    combined_loader._load_state_dicts(states)
+
+
+def begin_epoch_again(trainer: Trainer) -> None:
+    """Make the iterator over the training data once more, as often as Lightning makes it for an epoch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    every = trainer.reload_dataloaders_every_n_epochs  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+    is_made_with_loaders = every > 0 and trainer.current_epoch > 0 and trainer.current_epoch % every == 0
+    for _ in range(1 + is_made_with_loaders):
+        iter(fetcher)  # pyright: ignore[reportArgumentType]
 
 
 def place_of(fetched: Any) -> Place:

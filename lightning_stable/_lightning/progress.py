@@ -58,6 +58,14 @@ def _pass_over(trainer: Trainer, count: int) -> None:
             setattr(tracker, name, getattr(tracker, name) + count)
 
 
+def begin_epoch(trainer: Trainer) -> None:
+    """Number the next batch as an epoch's first.
+
+    Lightning does so itself, but for a checkpoint of an epoch's last batch where nobody knows how many there are.
+    """
+    trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
+
+
 def batches_beyond_a_window(trainer: Trainer, count: int) -> int:
     """How far into an accumulation window the loop would be, had it begun `count` batches less."""
     return (trainer.fit_loop.epoch_loop.batch_progress.current.ready - count) % trainer.accumulate_grad_batches

@@ -15,7 +15,7 @@ from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.random_state import RandomState
-from lightning_stable.guard.resume import ExactResume, Replay
+from lightning_stable.guard.resume import Replay
 from lightning_stable.guard.signals import GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_state import StepState
@@ -55,7 +55,6 @@ class Recovery:
         signals: The guard's detectors; what they remember goes back together with the model.
         lr_scale: The factor on the learning rate; it does not go back.
         escalation: Learns of every rollback.
-        resume: Knows what a resumed epoch begins with.
         ring: The snapshots; `None` if no response needs any.
         snapshot_every: Windows from one snapshot to the next.
         keep_batches: Whether the batches since the oldest snapshot are kept for a replay.
@@ -74,7 +73,6 @@ class Recovery:
         signals: Signals,
         lr_scale: LRScale,
         escalation: Escalation,
-        resume: ExactResume,
         ring: SnapshotRing | None,
         snapshot_every: int,
         keep_batches: bool,
@@ -84,7 +82,6 @@ class Recovery:
         self._signals = signals
         self._lr_scale = lr_scale
         self._escalation = escalation
-        self._resume = resume
         self._snapshot_every = snapshot_every
         self._keep_batches = keep_batches
         self._keep_window = keep_window
@@ -95,7 +92,7 @@ class Recovery:
             gate.before_step = {USER: self.before_optimizer_moves, **gate.before_step}
         self._apply_lr_scale()
         self.passed_over = PassedOver(trainer)
-        self.tap = FetcherTap(resume.before_epoch, self._before_batch, self._after_batch)
+        self.tap = FetcherTap(lambda: None, self._before_batch, self._after_batch)
         self._window_ended = True
         self._epoch_began = True
         self._batches_before_window = 0
@@ -277,8 +274,6 @@ class Recovery:
 
     def _before_batch(self, kept: Kept | None) -> None:
         self.is_replayed = kept is not None
-        if self._epoch_began:
-            self._resume.before_first_fetch()
         if kept is not None:
             self._kept = kept
             if kept.along is not None:  # a run without the batch that was left out has fetched and validated meanwhile
@@ -289,7 +284,6 @@ class Recovery:
             self._begin_window()
 
     def _after_batch(self, batch: Any) -> None:
-        self._resume.after_fetch()
         if self._window_ended and self._epoch_began:
             self._begin_window()
         self._epoch_began = self._window_ended = False

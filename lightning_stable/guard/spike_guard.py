@@ -157,7 +157,6 @@ class SpikeGuard(Callback):
             signals=self._signals,
             lr_scale=self._lr_scale,
             escalation=self._ladder.escalation,
-            resume=self._resume,
             ring=self._ring,
             snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
@@ -166,6 +165,7 @@ class SpikeGuard(Callback):
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
             self._passed_over = {}
+        self._resume.attach(self._recovery.tap)
         self._recovery.begin_epoch()
         self._recovery.resume_replay(batches, replay)
 

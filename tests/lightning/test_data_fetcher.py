@@ -3,14 +3,20 @@
 
 import pytest
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_stable._lightning import data_fetcher
-from tests.faulty_runs import make_batches, run
+from tests.faulty_runs import Batches, Net, make_batches, run
 
 
 @pytest.mark.parametrize("name", ["_data_fetcher", "_combined_loader", "_load_combined_loader_states"])
 def test_the_fit_loop_still_has_it(name):
     assert hasattr(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop, name)
+
+
+@pytest.mark.parametrize("name", ["_state_dicts", "_load_state_dicts"])
+def test_a_combined_loader_still_has_it(name):
+    assert callable(getattr(CombinedLoader([]), name))
 
 
 class Taps(Callback):
@@ -110,3 +116,74 @@ def test_batches_can_be_passed_over():
 
     run(make_batches(4), [PassesOver()], epochs=1)
     assert seen == [batch["x"][0, 0].item() for batch in make_batches(4)[2:]]
+
+
+class OneBatch:
+    """A loader with a state, and a length if it is told one."""
+
+    def __init__(self):
+        self.loaded = None
+
+    def __iter__(self):
+        return iter(make_batches(1))
+
+    def state_dict(self):
+        return {"given": [0]}
+
+    def load_state_dict(self, state_dict):
+        self.loaded = state_dict
+
+
+class OneBatchOfOne(OneBatch):
+    def __len__(self):
+        return 1
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [(OneBatch, [{"given": [0]}]), (OneBatchOfOne, [])])
+def test_loaders_without_a_length_are_read_ahead_and_can_be_given_a_state(kind, ahead):
+    loader, calls = kind(), []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer, pl_module):
+            calls.append(data_fetcher.states_of_loaders_that_read_ahead(trainer))
+            data_fetcher.load_states_of_loaders(trainer, [{"given": [7]}])
+            assert not data_fetcher.resumes_in_part(trainer)
+            loaders = trainer.fit_loop._combined_loader
+            data_fetcher.make_loaders_if_due(trainer)
+            assert trainer.fit_loop._combined_loader is loaders  # no, they are not
+
+    run([], [Looks()], epochs=1, loaders=lambda _: loader)
+    assert calls == [ahead]
+    assert loader.loaded == {"given": [7]}
+
+
+class Idle(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[0] if isinstance(batch, list) else batch, batch_idx)
+
+
+def test_it_is_seen_that_some_loaders_have_a_state_and_others_have_none():
+    seen = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(data_fetcher.resumes_in_part(trainer))
+
+    for loaders in (lambda batches: [OneBatchOfOne(), Batches(batches)], None):
+        run(make_batches(1), [Looks()], epochs=1, loaders=loaders, limit_train_batches=1, model=Idle)
+    assert seen == [True, False]
+
+
+def test_an_epoch_can_begin_again():
+    tapped = []
+
+    class Begins(Callback):
+        def on_train_start(self, trainer, pl_module):
+            tap = data_fetcher.FetcherTap(lambda: tapped.append("iterator"), lambda: None, lambda item: None)
+            tap.before_new_batch = lambda: tapped.append("new")
+            tap.attach(trainer)
+            next(trainer.fit_loop._data_fetcher)
+            data_fetcher.begin_epoch_again(trainer)
+
+    run(make_batches(2), [Begins()], epochs=1)
+    assert tapped == ["new", "iterator", "new", "new"]

@@ -90,3 +90,15 @@ def test_how_many_batches_an_epoch_has_left(limit, left):
 
     run(make_batches(4), [Left()], limit_train_batches=limit, epochs=2)
     assert seen == left * 2
+
+
+def test_the_next_batch_can_be_numbered_as_an_epochs_first():
+    class BeginsAgain(Probe):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if self.begun == [1, 2, 3, 4]:
+                progress.begin_epoch(trainer)
+
+    probe = BeginsAgain()
+    run(make_batches(6), [probe], epochs=1)
+    assert probe.indices == [0, 1, 2, 3, 0, 1]
+    assert probe.begun == [1, 2, 3, 4, 5, 6]
