@@ -109,6 +109,11 @@ def is_last_batch(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
+def is_epoch_used_up(trainer: Trainer) -> bool:
+    """Whether the last batch of the epoch was processed, and not only begun."""
+    return is_last_batch(trainer) and is_between_batches(trainer)
+
+
 def is_accumulating(trainer: Trainer) -> bool:
     """Whether the optimizer has still to wait for more micro-batches."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
@@ -117,6 +122,24 @@ def is_accumulating(trainer: Trainer) -> bool:
 def step_epoch_schedulers(trainer: Trainer) -> None:
     """Step the schedulers of interval "epoch" as Lightning does after the last batch."""
     trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+
+def skip_next_plateau_step(trainer: Trainer) -> None:
+    """Leave out the step of `ReduceLROnPlateau` at the end of this batch; it comes after every hook of the batch."""
+    loop = trainer.fit_loop.epoch_loop
+
+    def update_others(interval: str, update_plateau_schedulers: bool) -> None:
+        if interval == "step" and update_plateau_schedulers:
+            keep_next_plateau_step(trainer)
+        else:
+            type(loop).update_lr_schedulers(loop, interval, update_plateau_schedulers)
+
+    loop.update_lr_schedulers = update_others
+
+
+def keep_next_plateau_step(trainer: Trainer) -> None:
+    """Undo `skip_next_plateau_step`."""
+    vars(trainer.fit_loop.epoch_loop).pop("update_lr_schedulers", None)
 
 
 def should_stop(trainer: Trainer) -> bool:

@@ -104,6 +104,7 @@ class Recovery:
         self._window_started = time.perf_counter()
         self._window_length = 0
         self.steps_before_window = 0
+        self._steps_taken_before = 0
         self.window: list[Any] = []
         self.gradients: GradientReading | None = None
         self.aftermath = Aftermath()
@@ -135,10 +136,16 @@ class Recovery:
             gate.veto = True
         self._mark_called()
 
+    def abandon_step(self) -> None:
+        """Undo the step that runs, if it has not moved a weight yet: it will never end."""
+        if not self._window_ended and self._steps_taken() == self._steps_taken_before:
+            self._before_step.restore()
+
     def detach(self) -> None:
         """Leave trainer and optimizers as they were found."""
         self.tap.detach()
         self.passed_over.detach()
+        progress.keep_next_plateau_step(self._trainer)
         for gate in self.gates:
             gate.veto = False
             gate.detach(user=USER)
@@ -297,6 +304,7 @@ class Recovery:
         self._window_started = time.perf_counter()
         self._window_length = 0
         self.steps_before_window = self._trainer.global_step
+        self._steps_taken_before = self._steps_taken()
         is_passed_over = self.passed_over.begin_window(self.is_replayed)
         if self._ring is not None:
             self._ring.allocate_optimizer_state()
@@ -319,6 +327,9 @@ class Recovery:
         if self._ring is not None:
             self._ring.newest.windows -= 1
             del self._ring.newest.batches[self._batches_before_window :]
+
+    def _steps_taken(self) -> int:
+        return sum(gate.steps_taken for gate in self.gates)
 
     def _mark_called(self) -> None:
         """Let schedules step without an optimizer that has."""

@@ -16,10 +16,11 @@ from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
 from lightning_stable.guard.lr_scale import LRScale
+from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
 from lightning_stable.guard.responses import Response, TrainingHalted
-from lightning_stable.guard.resume import ExactResume
+from lightning_stable.guard.resume import ExactResume, Replay
 from lightning_stable.guard.side_responses import Scene, SideResponse
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.memory import memory_share
@@ -116,6 +117,7 @@ class SpikeGuard(Callback):
         self._resume = ExactResume()
         self._recovery: Recovery | None = None
         self._passed_over: dict[str, Any] = {}
+        self._place: tuple[RandomState | None, Replay | None] = (None, None)
         self._ring: SnapshotRing | None = None
         self._trainer: Trainer | None = None
         self._lr_scale = LRScale()
@@ -139,6 +141,7 @@ class SpikeGuard(Callback):
             return
         refuse_trainer(trainer, self)
         self._trainer = trainer
+        self._passed_over, self._place = {}, (None, None)
         self._resume.setup(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,7 +149,7 @@ class SpikeGuard(Callback):
         rungs = self._ladder.rungs
         refuse_training(trainer, self._ladder)
         self._journal.begin(trainer)
-        for side in self._sides():
+        for side in (rung for rung in rungs if isinstance(rung, SideResponse)):
             side.prepare(trainer)
         batches, replay = self._resume.go_to_place(trainer)
         self._ring = self._make_ring(trainer, pl_module)
@@ -164,7 +167,6 @@ class SpikeGuard(Callback):
         )
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
-            self._passed_over = {}
         self._resume.attach(self._recovery.tap)
         self._recovery.begin_epoch()
         self._recovery.resume_replay(batches, replay)
@@ -191,8 +193,9 @@ class SpikeGuard(Callback):
         self._journal.print_summary(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print the summary also when the run ends badly."""
+        """Undo a step that was broken off, for whoever saves a checkpoint now; print the summary."""
         if self._recovery is not None:
+            self._recovery.abandon_step()
             self._leave()
             self._journal.print_summary(trainer)
 
@@ -277,7 +280,7 @@ class SpikeGuard(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on with the same history."""
         recovery = self._recovery
-        now, replay = recovery.place() if recovery else (None, None)
+        now, replay = recovery.place() if recovery else self._place
         return {
             "signals": self._signals.state_dict(),
             "ladder": self._ladder.state_dict(),
@@ -314,9 +317,6 @@ class SpikeGuard(Callback):
         if share > _LARGE_SHARE:
             rank_zero_info(f"SpikeGuard keeps snapshots, {ring}: {share:.0%} of it.")
         return ring
-
-    def _sides(self) -> list[SideResponse]:
-        return [rung for rung in self._ladder.rungs if isinstance(rung, SideResponse)]
 
     def _answer(self, recovery: Recovery, anomaly: Anomaly) -> None:
         """Ask the ladder, and veto the step or change its gradients; the rest is done when the step is over."""
@@ -364,6 +364,7 @@ class SpikeGuard(Callback):
     def _leave(self) -> None:
         if self._recovery is None:
             return
+        self._passed_over, self._place = self._recovery.passed_over.state_dict(), self._recovery.place()
         self._recovery.detach()
         self._journal.snapshots = "" if self._ring is None else str(self._ring)
         self._recovery = self._ring = None

@@ -81,6 +81,7 @@ class StepState:
         for optimizer, groups in zip(trainer.optimizers, saved["groups"], strict=True):
             _restore_groups(optimizer.param_groups, groups)
         progress.restore_model_progress(trainer, saved["progress"])
+        progress.skip_next_plateau_step(trainer)  # those of interval "step" have yet to come
 
     @property
     def random(self) -> RandomState:

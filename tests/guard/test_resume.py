@@ -36,21 +36,27 @@ def comparable(outcome):
     return outcome
 
 
+class DrawsAtTheStart(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        torch.rand(3)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("step", [3, 9, 13, 25])
 def test_resuming_in_the_middle_of_a_shuffled_epoch_changes_nothing(tmp_path, num_workers, step):
     arguments = {"epochs": 3, "shuffle": True, "num_workers": num_workers}
-    expected = comparable(run(make_batches(12, BAD), [guard(SkipStep(times=99))], **arguments))
+    expected = comparable(run(make_batches(12, BAD), [guard(SkipStep(times=99)), DrawsAtTheStart()], **arguments))
     first = guard(SkipStep(times=99))
     run(
         make_batches(12, BAD),
-        [first, checkpoints(tmp_path, every_n_train_steps=1)],
+        [first, DrawsAtTheStart(), checkpoints(tmp_path, every_n_train_steps=1)],
         enable_checkpointing=True,
         max_steps=step,
         **arguments,
     )
     second = guard(SkipStep(times=99))
-    resumed = run(make_batches(12, BAD), [second], ckpt_path=tmp_path / f"step={step}.ckpt", **arguments)
+    callbacks, path = [second, DrawsAtTheStart()], tmp_path / f"step={step}.ckpt"
+    resumed = run(make_batches(12, BAD), callbacks, ckpt_path=path, **arguments)
     assert_same(comparable(resumed), expected)
     assert len(second.incidents) == 6
     assert [str(incident) for incident in first.incidents] == [str(i) for i in second.incidents[: len(first.incidents)]]
@@ -204,7 +210,7 @@ def test_a_checkpoint_from_the_middle_of_a_replay_loses_nothing(tmp_path, name, 
     save = SaveAfterTry(tmp_path, within)
     expected = train([save])
     assert len(expected[1]) == 2 * len(bad)
-    for path in save.paths:
+    for path in save.paths if within else save.paths[:-1]:  # the last one is saved when nothing is left to do
         assert_same(train(ckpt_path=path), expected, path.stem)
 
 

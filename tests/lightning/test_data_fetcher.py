@@ -179,7 +179,7 @@ def test_an_epoch_can_begin_again():
 
     class Begins(Callback):
         def on_train_start(self, trainer, pl_module):
-            tap = data_fetcher.FetcherTap(lambda: tapped.append("iterator"), lambda: None, lambda item: None)
+            tap = data_fetcher.FetcherTap(lambda: tapped.append("iterator"), lambda kept: None, lambda item: None)
             tap.before_new_batch = lambda: tapped.append("new")
             tap.attach(trainer)
             next(trainer.fit_loop._data_fetcher)

@@ -2,10 +2,11 @@
 """The private counters of Lightning that this pack reads and writes; each by name."""
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
 
 from lightning_stable._lightning import progress
-from tests.faulty_runs import make_batches, run
+from tests.faulty_runs import Net, make_batches, run
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,44 @@ def test_the_next_batch_can_be_numbered_as_an_epochs_first():
     run(make_batches(6), [probe], epochs=1)
     assert probe.indices == [0, 1, 2, 3, 0, 1]
     assert probe.begun == [1, 2, 3, 4, 5, 6]
+
+
+class UsedUp(Callback):
+    def __init__(self):
+        self.at_start, self.at_end = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.at_start.append((progress.is_last_batch(trainer), progress.is_epoch_used_up(trainer)))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.at_end.append((progress.is_last_batch(trainer), progress.is_epoch_used_up(trainer)))
+
+
+def test_an_epoch_is_used_up_once_its_last_batch_was_processed():
+    seen = UsedUp()
+    run(make_batches(3), [seen], epochs=1)
+    assert seen.at_start == [(False, False), (False, False), (True, False)]
+    assert seen.at_end == [(False, False), (False, False), (True, True)]
+
+
+class Plateau(Net):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "monitor": "train_loss"},
+        }
+
+
+@pytest.mark.parametrize(("keep", "steps"), [(False, 3), (True, 4)])
+def test_one_step_of_a_plateau_can_be_left_out(keep, steps):
+    class Skips(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                progress.skip_next_plateau_step(trainer)
+            if keep:
+                progress.keep_next_plateau_step(trainer)
+
+    outcome = run(make_batches(4), [Skips()], model=Plateau, epochs=1)
+    assert outcome.schedules[0]["last_epoch"] == steps
