@@ -161,6 +161,21 @@ def test_nothing_is_unpickled_that_a_user_did_not_write(path):
             assert ast.unparse(safe[0].value) == "True"
 
 
+@every_module
+def test_files_are_written_to_another_name_and_renamed(path):
+    """Whoever reads a file of ours finds the old one or the new one, whenever we are killed."""
+    for function in (node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)):
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        names = {call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func) for call in calls}
+        opened = [
+            ast.unparse(call) for call in calls if ast.unparse(call.func).rpartition(".")[2] in ("open", "fdopen")
+        ]
+        writes = names & {"write_text", "write_bytes", "savefig", "savez", "savez_compressed"}
+        writes |= {call for call in opened if re.search(r"['\"][rbt]*[wax]", call.partition("encoding")[0])}
+        writes |= {"torch.save" for call in calls if ast.unparse(call.func) == "torch.save"}
+        assert not writes or names & {"replace", "write_atomically"}, f"{function.name} writes in place: {writes}"
+
+
 # Classes and functions
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LightningCLI with schedules that step per optimizer step, and with errors instead of tracebacks.
 
-Private attributes: `LightningCLI._get` (a value of the subcommand's config) and
-`_add_configure_optimizers_method_to_model` (what it calls between model and trainer).
+Private attributes: `LightningCLI._get` (a value of the subcommand's config),
+`_add_configure_optimizers_method_to_model` (what it calls between model and trainer), `_parse_ckpt_path` (takes
+hyperparameters from a checkpoint) and `_prepare_subcommand_kwargs` (what the Trainer's method is called with).
 """
 
 import inspect
@@ -32,6 +33,7 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning.parser import ShortErrorParser
 from lightning_stable._lightning.quiet import quiet
+from lightning_stable._lightning.safe_load import safe_load
 from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
 from lightning_stable.optim.muon_groups import muon_groups
 from lightning_stable.parameters import param_groups
@@ -75,6 +77,8 @@ class StableCLI(LightningCLI):
     - `--lr_scheduler` without `--optimizer` schedules the optimizer that the model configures itself; LightningCLI
       drops such a schedule without a word.
     - `ReduceLROnPlateau` keeps its `monitor` and its pace, once per validation epoch.
+    - Checkpoints are loaded with `weights_only=True`, which Lightning leaves out for an URL; and the model is that of
+      the configuration, where LightningCLI would import whatever class a checkpoint names.
     - Arguments that a class refuses are reported as the parser reports its own errors: one line, exit status 2.
     - One line on the size of the model takes the place of Lightning's table, whose FLOPs and modes are empty before the
       first batch; `--trainer.enable_model_summary true` has the table.
@@ -100,11 +104,26 @@ class StableCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The two subcommands that the recipes have data for."""
-        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+        return {name: {*LightningCLI.subcommands()[name], "weights_only"} for name in ("fit", "validate")}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without LightningCLI's warning that a program's own arguments are not used."""
         self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a file that is not a checkpoint of the configured model before anything of it is used."""
+        config = self.config[self.config["subcommand"]]
+        path = config.get("ckpt_path")
+        if path and Path(path).is_file():
+            try:
+                _check_checkpoint(path, config["model"]["class_path"])
+            except (ValueError, OSError) as error:
+                self.parser.error(f"--ckpt_path: {error}")
+        super()._parse_ckpt_path()
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Load checkpoints, wherever they come from, without running code in them."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def before_instantiate_classes(self) -> None:
         """Refuse a checkpoint that is not there before anything is built."""
@@ -187,6 +206,17 @@ def run(arguments: Sequence[str]) -> Trainer:
         if str(error).startswith("`"):  # the call as the user wrote it: ours say it so
             raise WrongConfiguration(str(error)) from error
         raise
+
+
+def _check_checkpoint(path: str, model: str) -> None:
+    checkpoint = safe_load(path)
+    hyperparameters = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else None
+    if not isinstance(hyperparameters, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of Lightning.")
+    if not all(isinstance(name, str) for name in hyperparameters):
+        raise ValueError(f"{path}: the names of hyperparameters must be texts.")
+    if (other := hyperparameters.get("_class_path", model)) != model:
+        raise ValueError(f"{path} is of the model {other!r}, and the configuration has {model!r}.")
 
 
 def _size(model: LightningModule) -> str:

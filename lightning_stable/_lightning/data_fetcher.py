@@ -218,14 +218,21 @@ def place_of(fetched: Any) -> Place:
 def pass_over_batches(trainer: Trainer, count: int, keep: Collection[Place] = (), counted_later: int = 0) -> list[Any]:
     """Fetch `count` batches and return those at the places to `keep`, the others are thrown away.
 
-    Of the fetcher's count Lightning itself adds `counted_later` when it resumes.
+    Of the fetcher's count Lightning itself adds `counted_later` when it resumes. A `ValueError` says that there are not
+    so many batches.
     """
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     fetched = fetcher.fetched
     kept = []
-    for _ in range(count):
-        batch = next(fetcher)
+    for passed in range(count):
+        try:
+            batch = next(fetcher)
+        except StopIteration:
+            raise ValueError(
+                f"`SpikeGuard` cannot resume: the checkpoint is {count} batches into its epoch, and the training data"
+                f" has {passed}. Resume with the data of the run that wrote it."
+            ) from None
         if keep and place_of(batch) in keep:
             kept.append(batch)
     fetcher.fetched = fetched + count - counted_later

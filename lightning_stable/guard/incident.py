@@ -73,7 +73,8 @@ class Incident:
         where = f"{batches} of epoch {self.epoch}"
         over = f", {self.batches_passed_over} passed over" if self.batches_passed_over else ""
         rank = "" if self.rank is None else f", rank {self.rank}"
-        return f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{rank}{over})"
+        text = f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{rank}{over})"
+        return text if text.isprintable() else repr(text)[1:-1]  # names of signals may come from anywhere
 
 
 def _json(value: Any) -> Any:

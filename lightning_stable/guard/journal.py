@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -144,6 +145,7 @@ class Journal:
         try:
             from rich.console import Console
             from rich.table import Table
+            from rich.text import Text
         except ImportError:
             width = max(len(name) for name, _ in rows)
             lines = [f"  {name:<{width}}  {value}" for name, value in rows]
@@ -151,7 +153,7 @@ class Journal:
             return
         table = Table(title="SpikeGuard", title_justify="left", show_header=False)
         for row in rows:
-            table.add_row(*row, style=None)
+            table.add_row(*map(Text, row), style=None)  # brackets in the name of a folder are no markup
         console = Console()
         console.print(table, soft_wrap=True)
 
@@ -216,4 +218,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _markdown(incident: Incident) -> str:
     fields = incident.to_json()
-    return "\n".join(["| field | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in fields.items())])
+    rows = (f"| {key} | {_escaped(str(value))} |" for key, value in fields.items())
+    return "\n".join(["| field | value |", "| --- | --- |", *rows])
+
+
+def _escaped(text: str) -> str:
+    """As a cell of a table in Markdown, in which it is shown and not obeyed."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", text)

@@ -31,7 +31,7 @@ class RandomState:
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
         if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
+            torch.cuda.set_rng_state_all(self._cuda[: torch.cuda.device_count()])
 
     def state_dict(self) -> dict[str, Any]:
         """The states in types that load with `weights_only=True`."""
@@ -45,7 +45,7 @@ class RandomState:
 
     @classmethod
     def from_state_dict(cls, state_dict: dict[str, Any]) -> "RandomState":
-        """The states that `state_dict` was taken from."""
+        """The states that `state_dict` was taken from; an error if generators could not be in them."""
         state = cls()
         version, keys, gauss = state_dict["python"]
         state._python = (version, tuple(keys), gauss)
@@ -53,4 +53,13 @@ class RandomState:
         state._numpy = (name, numbers.cpu().numpy().astype(np.uint32), *rest)
         state._torch = state_dict["torch"].cpu()
         state._cuda = [device_state.cpu() for device_state in state_dict["cuda"]]
+        state._try_out()
         return state
+
+    def _try_out(self) -> None:
+        """Set generators that nobody uses to these states: who restores them later must be able to."""
+        random.Random().setstate(self._python)
+        if not 0 <= self._numpy[2] <= len(self._numpy[1]):
+            raise ValueError(f"NumPy's generator has no position {self._numpy[2]}.")  # it would not notice itself
+        np.random.RandomState().set_state(self._numpy)
+        torch.Generator().set_state(self._torch)

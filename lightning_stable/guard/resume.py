@@ -67,7 +67,10 @@ class Replay:
     def from_state_dict(cls, state_dict: dict[str, Any]) -> "Replay":
         """What `state_dict` was taken from."""
         random = [_random_of(state) for state in state_dict["random"]]
-        return cls(state_dict["places"], random, _random_of(state_dict["random_after"]), state_dict["shortfall"])
+        places = [tuple(place) for place in state_dict["places"]]
+        if len(places) != len(random):
+            raise ValueError(f"a replay of {len(places)} batches must have as many random states, got {len(random)}")
+        return cls(places, random, _random_of(state_dict["random_after"]), state_dict["shortfall"])
 
 
 class ExactResume:

@@ -20,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_stable._lightning.safe_load import safe_load
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import write_atomically
 from lightning_stable.guard.random_state import RandomState
@@ -34,6 +35,9 @@ class SavedStep:
     Args:
         path: A file that `SaveBatch` has written.
 
+    Raises:
+        ValueError: If it is something else; whatever it holds, no code in it is run.
+
     Example:
         >>> SavedStep("spikes/step00000123.pt")
         Traceback (most recent call last):
@@ -42,14 +46,15 @@ class SavedStep:
     """
 
     def __init__(self, path: str) -> None:
-        saved = torch.load(path, weights_only=True)
+        saved = _checked(path, safe_load(path))
         self.batches: list[Any] = saved.pop("batches")
         self.random_state: dict[str, Any] = saved.pop("random_state")
         self.info: dict[str, Any] = saved
 
     def __str__(self) -> str:
         lines = [f"{key}: {value}" for key, value in self.info.items()]
-        return "\n".join([*lines, *(line for batch in self.batches for line in _described(batch))])
+        lines += [line for batch in self.batches for line in _described(batch)]
+        return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
 
     def repeat(self, module: LightningModule | str, checkpoint: str | None = None) -> dict[str, Any]:
         """Run forward and backward of the step again, from its random state, and return losses and gradient norm.
@@ -59,6 +64,9 @@ class SavedStep:
         Args:
             module: A module under automatic optimization; or the import path of its class, if there is a checkpoint.
             checkpoint: A checkpoint of the run, as near before the step as there is; `None` takes `module` as it is.
+
+        Raises:
+            ValueError: If `module` is an import path and there is no checkpoint, or the checkpoint cannot be loaded.
         """
         model = _loaded(module, checkpoint)
         before = RandomState()
@@ -106,6 +114,25 @@ def write_step(
     text = {**info, "batches": described, "repeat": _command(path, trainer, pl_module)}
     write_atomically(path.with_suffix(".json"), (json.dumps(text, indent=2) + "\n").encode())
     return [f"batch saved to {path}", *(f"not saved as it was: {what}" for what in lost)]
+
+
+def _checked(path: str, saved: Any) -> dict[str, Any]:
+    """What a file holds, if it is a saved step."""
+    problem = None
+    if not isinstance(saved, dict) or not {"batches", "random_state", "batch_indices"} <= saved.keys():
+        problem = "it holds something else"
+    elif not (isinstance(saved["batches"], list) and isinstance(saved["batch_indices"], list)):
+        problem = "batches and their indices must be lists"
+    elif len(saved["batches"]) != len(saved["batch_indices"]):
+        problem = f"it has {len(saved['batches'])} batches and {len(saved['batch_indices'])} indices"
+    else:
+        try:
+            RandomState.from_state_dict(saved["random_state"])
+        except Exception:  # whatever strange values lead to
+            problem = "its random state is none"
+    if problem:
+        raise ValueError(f"`SavedStep(path=...)` must be a file that `SaveBatch` has written; {path}: {problem}.")
+    return saved
 
 
 def _plain(value: Any, where: str, lost: list[str]) -> Any:
@@ -180,6 +207,8 @@ def _loaded(module: LightningModule | str, checkpoint: str | None) -> LightningM
         assert isinstance(module, LightningModule)
         return module
     kind = pkgutil.resolve_name(module) if isinstance(module, str) else type(module)
+    if Path(checkpoint).is_file():
+        safe_load(checkpoint)  # says in one line why it cannot be loaded
     return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
 
 

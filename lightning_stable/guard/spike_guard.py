@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import logging_step
 from lightning_stable.detectors import Detector
+from lightning_stable.guard.checkpoint_state import check_state
 from lightning_stable.guard.defaults import default_ladder, default_watch
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
@@ -25,7 +26,7 @@ from lightning_stable.guard.side_responses import Scene, SideResponse
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.memory import memory_share
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
-from lightning_stable.guard.step_reading import read_step
+from lightning_stable.guard.step_reading import read_step, signal_suffix
 from lightning_stable.guard.window import Window
 
 _LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
@@ -232,7 +233,7 @@ class SpikeGuard(Callback):
         window.losses.clear()
         if step.is_overflow:
             return  # the gradient scaler skips it by itself and needs to learn from it
-        suffix = _suffix(trainer, optimizer)
+        suffix = signal_suffix(trainer.optimizers, optimizer)
         numbers = {GRAD_NORM: step.norm, LOSS: step.loss, LARGEST_LOSS: step.largest_loss}
         readings = {**{f"{key}{suffix}": value for key, value in numbers.items() if value is not None}, **step.logged}
         window.readings.update(readings)
@@ -297,7 +298,8 @@ class SpikeGuard(Callback):
             own["resume"] = self._resume.of_all_ranks(trainer, own["resume"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict`."""
+        """Take up `state_dict`, all of it or, with a `ValueError` that names what is wrong with it, nothing."""
+        check_state(state_dict, self._signals)
         self._signals.load_state_dict(state_dict["signals"])
         self._ladder.load_state_dict(state_dict["ladder"])
         self._journal.load_state_dict(state_dict["journal"])
@@ -369,9 +371,3 @@ class SpikeGuard(Callback):
         self._journal.snapshots = "" if self._ring is None else str(self._ring)
         self._recovery = self._ring = None
         self._window = Window()
-
-
-def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:
-    """Tells the signals of several optimizers apart."""
-    index = next(index for index, known in enumerate(trainer.optimizers) if known is optimizer)
-    return f"/{index}" if index else ""

@@ -100,6 +100,18 @@ def gradient_norm(optimizer: Optimizer) -> Tensor:
     return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
 
 
+def signal_suffix(optimizers: Sequence[Optimizer], optimizer: Optimizer) -> str:
+    """Tells the signals of several optimizers apart: nothing for the first, `/1` for the second.
+
+    Example:
+        >>> first, second = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))]) for _ in range(2))
+        >>> signal_suffix([first, second], second)
+        '/1'
+    """
+    index = next(index for index, known in enumerate(optimizers) if known is optimizer)
+    return f"/{index}" if index else ""
+
+
 def _packed(
     optimizer: Optimizer, losses: Sequence[Tensor], logged: Mapping[str, float], keys: Sequence[str], world_size: int
 ) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_stable.studies.table import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,6 +37,19 @@ def save_picture(figure: "Figure", out: Path) -> None:
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def label(text: str) -> str:
+    r"""The text as matplotlib is to show it: a dollar sign would begin a formula.
+
+    Args:
+        text: Out of a file that anybody may have written.
+
+    Example:
+        >>> print(label("loss in $"))
+        loss in \$
+    """
+    return printable(text).replace("$", r"\$")
 
 
 def style_axes(axes: "Axes") -> None:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from lightning_stable.studies.curve import Curve, counted
-from lightning_stable.studies.pictures import CURVE, FAINT_TEXT, NOT_FINITE, TEXT, save_picture, style_axes
+from lightning_stable.studies.pictures import CURVE, FAINT_TEXT, NOT_FINITE, TEXT, label, save_picture, style_axes
 from lightning_stable.studies.replay import Floats, Replay
 
 _BEHIND, _LIMIT, _ALARM = "#a9bcd3", "#e69f00", "#d55e00"
@@ -279,4 +279,4 @@ def _head(figure: Figure, curve: Curve, title: str, height: float) -> None:
 
 
 def _short(text: str, longest: int = _LONGEST_TITLE) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return label(text if len(text) <= longest else f"{text[: longest - 1]}…")

@@ -18,7 +18,7 @@ from lightning_stable.studies.false_alarms import Budget, Suggestion, budget_of,
 from lightning_stable.studies.pictures import try_to_draw
 from lightning_stable.studies.progress import ProgressLine
 from lightning_stable.studies.replay import Replay, replay
-from lightning_stable.studies.table import plain_table
+from lightning_stable.studies.table import plain_table, printable
 
 _DEFAULT = ("MedianDeviation(min_ratio=1.05)", "LevelShift")  # single values, 5 % up at least; and slow divergence
 _MOST_STREAKS = 10
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         curve = read_curve(options.values, options.column, options.step_column)
         healthy = _healthy(curve, options.healthy)
     except (NoCurve, WrongDetector) as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}: {printable(str(error))}", file=sys.stderr)
         return 2
     for note in curve.notes:
-        print(f"{_PROGRAM}: {options.values}: {note}", file=sys.stderr)
+        print(f"{_PROGRAM}: {options.values}: {printable(note)}", file=sys.stderr)
     progress = ProgressLine(sys.stderr)
     replays = [replay(choice.label, choice.build(), curve, progress) for choice in choices]
     progress.clear()

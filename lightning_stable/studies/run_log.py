@@ -219,14 +219,17 @@ def _read_csv(path: Path) -> dict[str, Points]:
     if not path.is_file():
         return {}
     scalars: dict[str, Points] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if not row.get("step"):
-                continue
-            step = int(float(row.pop("step") or 0))
-            for tag, text in row.items():
-                if tag and isinstance(text, str) and (value := _number(text)) is not None:
-                    scalars.setdefault(tag, []).append((step, value))
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            for row in csv.DictReader(file):
+                step = _number(row.pop("step", None) or "")
+                if step is None or not math.isfinite(step):
+                    continue
+                for tag, text in row.items():
+                    if tag and isinstance(text, str) and (value := _number(text)) is not None:
+                        scalars.setdefault(tag, []).append((int(step), value))
+        except csv.Error as error:
+            raise NoRun(f"{path}: not a table ({error}).") from error
     return {tag: _in_order(points) for tag, points in sorted(scalars.items())}
 
 
@@ -246,11 +249,11 @@ def _read_incidents(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if not path.is_file():
         return [], []
     incidents: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             incidents.append(_incident(line))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 return incidents, [f"{path}, line {number}: torn, left out."]
             raise NoRun(f"{path}, line {number}: not an incident ({error}).") from error
@@ -260,7 +263,15 @@ def _read_incidents(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _incident(line: str) -> dict[str, Any]:
     incident = dict(json.loads(line))
     numbers = {key: _float(incident.get(key)) for key in ("value", "threshold")}
-    return {**incident, **numbers, "step": int(incident["step"]), "response": str(incident["response"])}
+    batches = [int(batch) for batch in list(incident.get("batches", []))]
+    return {
+        **incident,
+        **numbers,
+        "step": int(incident["step"]),
+        "response": str(incident["response"]),
+        "batches": batches,
+        "seconds_lost": float(incident.get("seconds_lost", 0.0)),
+    }
 
 
 def _float(value: Any) -> float:

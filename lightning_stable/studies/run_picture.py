@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator, StrMethodFormatter
 
-from lightning_stable.studies.pictures import CURVE, FAINT_TEXT, NOT_FINITE, TEXT, save_picture, style_axes
+from lightning_stable.studies.pictures import CURVE, FAINT_TEXT, NOT_FINITE, TEXT, label, save_picture, style_axes
 from lightning_stable.studies.run_log import Points, RunLog, lost_from, not_finite_stretches
 
 _VALIDATION, _OTHER = "#0b8f8c", "#a3abb5"
@@ -207,7 +207,7 @@ def _label(log: RunLog, beside: RunLog | None) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_LABEL else f"…{text[1 - _LONGEST_LABEL :]}"
+    return label(text if len(text) <= _LONGEST_LABEL else f"…{text[1 - _LONGEST_LABEL :]}")
 
 
 def _subtitle(log: RunLog) -> str:

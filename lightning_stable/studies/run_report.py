@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning_stable.studies.pictures import try_to_draw
 from lightning_stable.studies.run_log import INCIDENTS, NoRun, RunLog, lost_from, newest_run, read_run
-from lightning_stable.studies.table import plain_table
+from lightning_stable.studies.table import plain_table, printable
 
 _MOST_INCIDENTS = 30
 _MOST_METRICS = 24
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log = read_run(folder)
         other = read_run(options.compare) if options.compare else None
     except NoRun as error:
-        print(f"lightning-stable report: {error}", file=sys.stderr)
+        print(f"lightning-stable report: {printable(str(error))}", file=sys.stderr)
         return 2
     for note in (*log.notes, *(other.notes if other else ())):
-        print(f"lightning-stable report: {note}", file=sys.stderr)
+        print(f"lightning-stable report: {printable(note)}", file=sys.stderr)
     _print_incidents(log)
     _print_metrics(log, other)
     status = _draw(log, other, options.out or folder / "report.png")
@@ -60,7 +60,7 @@ def summary(log: RunLog) -> str:
     parts = [
         _incidents(log),
         f"the loss is not finite from step {lost}" if lost is not None else "",
-        f"last {final[0]} {_show(final[1][-1][1])}" if final else "",
+        f"last {printable(final[0])} {_show(final[1][-1][1])}" if final else "",
     ]
     return "; ".join(part for part in parts if part) + "."
 
@@ -72,7 +72,7 @@ def _incidents(log: RunLog) -> str:
     if not log.incidents:
         return f"No incidents in {steps}"
     counts = Counter(incident["response"] for incident in log.incidents)
-    answers = ", ".join(f"{number} x {response}" for response, number in counts.most_common())
+    answers = ", ".join(f"{number} x {printable(response)}" for response, number in counts.most_common())
     seconds = sum(incident.get("seconds_lost", 0.0) for incident in log.incidents)
     verb = "Halted by" if "Halt" in counts else "Survived"
     return f"{verb} {_count(len(log.incidents), 'incident')} ({answers}) in {steps}, {seconds:.1f} s lost"

@@ -22,6 +22,7 @@ def plain_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]
         bb      10
         <BLANKLINE>
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     columns = [list(column) for column in zip(titles, *rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     signs = [">" if all(map(_is_number, column[1:])) else "<" for column in columns]
@@ -31,6 +32,19 @@ def plain_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]
         for line in lines
     ]
     return "\n".join([title, "", *(line.rstrip() for line in aligned), ""])
+
+
+def printable(text: str) -> str:
+    r"""The text with whatever a terminal would obey in place of showing it, such as colours, spelled out.
+
+    Args:
+        text: Out of a file that anybody may have written.
+
+    Example:
+        >>> print(printable("loss"), printable("\x1b[31mred"))
+        loss \x1b[31mred
+    """
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _is_number(cell: str) -> bool:

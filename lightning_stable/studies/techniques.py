@@ -90,7 +90,9 @@ def write_table(readme: Path) -> bool:
     new = f"{before}{BEGIN}\n{techniques_table()}\n{END}{after}"
     if new == text:
         return False
-    readme.write_text(new, encoding="utf-8")
+    unfinished = readme.with_name(f".{readme.name}.part")
+    unfinished.write_text(new, encoding="utf-8")
+    unfinished.replace(readme)
     return True
 
 

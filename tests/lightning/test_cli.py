@@ -84,6 +84,22 @@ def test_lightning_cli_still_has_get():
     assert list(inspect.signature(LightningCLI._get).parameters) == ["self", "config", "key", "default"]
 
 
+def test_lightning_cli_still_calls_what_is_overridden():
+    for name, parameters in {
+        "_parse_ckpt_path": ["self"],
+        "_prepare_subcommand_kwargs": ["self", "subcommand"],
+    }.items():
+        assert list(inspect.signature(getattr(LightningCLI, name)).parameters) == parameters
+    assert "self._parse_ckpt_path()" in inspect.getsource(LightningCLI.__init__)
+    assert "self._prepare_subcommand_kwargs(" in inspect.getsource(LightningCLI._run_subcommand)
+
+
+def test_every_command_loads_with_weights_only():
+    cli = fit()
+    assert cli._prepare_subcommand_kwargs("fit")["weights_only"] is True
+    assert "weights_only" not in cli.config["fit"]
+
+
 def test_get_still_looks_into_the_config_of_the_subcommand():
     cli = fit()
     assert cli._get(cli.config, "trainer.max_steps") == 6
