@@ -25,6 +25,8 @@ LOWER_FLOORS = ("functional", "parameters", "optim", "transforms", "schedules", 
 TESTED_ELSEWHERE = {
     "lightning_stable/detectors/detector.py": "tests/contracts/test_detectors.py",
 }
+WRITES = {"write_text", "write_bytes", "savefig", "savez", "savez_compressed"}
+OPENS = {"open", "fdopen"}
 ABOUT_NO_SINGLE_MODULE = ("chaos", "contracts", "distributed", "integration")
 
 
@@ -165,15 +167,21 @@ def test_nothing_is_unpickled_that_a_user_did_not_write(path):
 def test_files_are_written_to_another_name_and_renamed(path):
     """Whoever reads a file of ours finds the old one or the new one, whenever we are killed."""
     for function in (node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)):
-        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-        names = {call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func) for call in calls}
-        opened = [
-            ast.unparse(call) for call in calls if ast.unparse(call.func).rpartition(".")[2] in ("open", "fdopen")
-        ]
-        writes = names & {"write_text", "write_bytes", "savefig", "savez", "savez_compressed"}
-        writes |= {call for call in opened if re.search(r"['\"][rbt]*[wax]", call.partition("encoding")[0])}
-        writes |= {"torch.save" for call in calls if ast.unparse(call.func) == "torch.save"}
-        assert not writes or names & {"replace", "write_atomically"}, f"{function.name} writes in place: {writes}"
+        nodes = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        calls = [(ast.unparse(node.func).rpartition("."), node) for node in nodes]
+        writes = [name for (_, _, name), node in calls if name in WRITES or (name in OPENS and _to_write(node))]
+        writes += [f"{owner}.save" for (owner, _, name), _ in calls if (owner, name) == ("torch", "save")]
+        renames = any(
+            name == "write_atomically" or (name == "replace" and len(node.args) == 1)  # of a path, and not of a text
+            for (_, _, name), node in calls
+        )
+        assert not writes or renames, f"`{function.name}` writes in place: {writes}"
+
+
+def _to_write(call):
+    """Whether `open` has a mode that writes."""
+    texts = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return any(re.fullmatch(r"[rbt+]*[wax][rbt+]*", text) for text in texts)
 
 
 # Classes and functions

@@ -37,3 +37,13 @@ def test_taking_it_draws_nothing():
     state.restore()
     RandomState().state_dict()
     assert draw() == first
+
+
+def test_states_of_devices_that_are_not_there_are_passed_over(monkeypatch):
+    state, restored = RandomState(), []
+    state._cuda = [torch.zeros(16, dtype=torch.uint8)] * 2
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.extend)
+    for devices in (0, 1, 2, 3):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
+        state.restore()
+    assert len(restored) == 0 + 1 + 2 + 2
