@@ -2,7 +2,8 @@
 """A guarded run with faults, a log of what it has kept, and the clean run that never held the rest."""
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,9 +38,9 @@ Step = tuple[tuple[int, int], ...]  # (epoch, index) of each batch of a step
 class Kept(Callback):
     """Behind the guard: which steps were kept, which were left out; knows a batch by its contents."""
 
-    def __init__(self, guarded):
+    def __init__(self, guarded, batches):
         self.guard = guarded
-        self.indices = {fingerprint(batch): index for index, batch in enumerate(make_batches(BATCHES))}
+        self.indices = {fingerprint(batch): index for index, batch in enumerate(batches)}
         self.steps: list[Step] = []
         self.bad: list[Step] = []
         self.steps_before: list[int] = []  # steps that were kept when the n-th was tried
@@ -82,22 +83,24 @@ class ChaoticRun:
     outcome: Outcome
     recovered: RecoveredRun
     kept: Kept
-    settings: dict[str, Any] = field(default_factory=dict)
+    batches: list[Any]
+    settings: Callable[[], dict[str, Any]]  # made anew for the clean run, which has them, too
 
 
-def chaotic_run(schedule, ladder, precision, accumulate, num_workers=0) -> ChaoticRun:
+def chaotic_run(schedule, ladder, precision, accumulate, num_workers=0, batches=None, settings=dict) -> ChaoticRun:
     """Train through `schedule`; `assert_recovers` has its say."""
+    batches = make_batches(BATCHES) if batches is None else batches
     sys.stdout.write(f"{schedule!r}, ladder {ladder}, {precision}, accumulation {accumulate}, {num_workers} workers\n")
     guarded = guard(*LADDERS[ladder](), snapshot_every=SNAPSHOT_EVERY, forgive_after=5)
-    kept, recovered = Kept(guarded), []
+    kept, recovered = Kept(guarded, batches), []
 
-    def fit(*arguments, **more):
+    def recover(*arguments, **more):
         allow = {"allow_halt": ladder == "short", "allow_undetected": True}
         recovered.append(assert_recovers(*arguments, **more, **allow))
 
-    arguments = {"accumulate_grad_batches": accumulate, "epochs": EPOCHS, "num_workers": num_workers, "fit": fit}
-    outcome = run(make_batches(BATCHES), [guarded, kept, *schedule], **arguments, **PRECISIONS[precision]())
-    return ChaoticRun(schedule, ladder, precision, accumulate, outcome, recovered[0], kept)
+    arguments = {"accumulate_grad_batches": accumulate, "epochs": EPOCHS, "num_workers": num_workers, "fit": recover}
+    outcome = run(batches, [guarded, kept, *schedule], **arguments, **settings(), **PRECISIONS[precision]())
+    return ChaoticRun(schedule, ladder, precision, accumulate, outcome, recovered[0], kept, batches, settings)
 
 
 def assert_every_spike_was_answered(chaos: ChaoticRun) -> bool:
@@ -137,13 +140,17 @@ def assert_nothing_else_was_lost(chaos: ChaoticRun) -> None:
 
 def assert_it_is_the_run_without_the_bad_batches(chaos: ChaoticRun) -> None:
     """To the last bit."""
-    clean = make_batches(BATCHES)
-    epochs = [[clean[i] for step in chaos.kept.steps for e, i in step if e == epoch] for epoch in range(EPOCHS)]
+    epochs = [[chaos.batches[i] for step in chaos.kept.steps for e, i in step if e == epoch] for epoch in range(EPOCHS)]
     if chaos.recovered.halted:
         epochs = [batches for batches in epochs if batches]
     elif not all(epochs):
         return  # nothing is left of an epoch that Lightning has ended and validated; no loader is as empty as that
-    arguments = {"accumulate_grad_batches": chaos.accumulate, "epochs": len(epochs), **PRECISIONS[chaos.precision]()}
+    arguments = {
+        "accumulate_grad_batches": chaos.accumulate,
+        "epochs": len(epochs),
+        **chaos.settings(),
+        **PRECISIONS[chaos.precision](),
+    }
     expected = run(epochs, dataset=EpochByEpoch, **arguments)
     if not chaos.recovered.halted:
         assert_same(chaos.outcome, expected)

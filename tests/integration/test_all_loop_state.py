@@ -91,8 +91,8 @@ TABLE = {
         STEP: "_forward_cache _update_count cumulated_batch_size value",
         FIXED: "_TORCH_GREATER_EQUAL_2_1 _cache _computed _defaults _device _dtype _dtype_convert _enable_grad"
         " _is_synced _persistent _reductions _should_unsync _to_sync _update_signature compute compute_on_cpu "
-        " compute_with_cache dist_sync_fn dist_sync_on_step distributed_available_fn has_reset is_tensor meta process_group"
-        " sync_on_compute update",
+        " compute_with_cache dist_sync_fn dist_sync_on_step distributed_available_fn has_reset is_tensor meta"
+        " process_group sync_on_compute update",
     },
     "scaler": {
         STEP: "_growth_tracker _scale",
