@@ -149,6 +149,8 @@ def _lightning(command: str, arguments: list[str]) -> int:
         return _wrong(f"`{command}` needs `--recipe NAME` (`lightning-stable list` has the names) or `--config FILE`")
     arguments = _recipes_to_configs(arguments)
 
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from lightning_stable._lightning.cli import WrongConfiguration, run
     from lightning_stable._lightning.trainer import callbacks_of
     from lightning_stable.guard import SpikeGuard, TrainingHalted
@@ -159,6 +161,9 @@ def _lightning(command: str, arguments: list[str]) -> int:
     except TrainingHalted as halt:
         print(f"\n{halt.report}", file=sys.stderr)
         return 1
+    except SIGTERMException:  # a scheduler must not take the run for finished
+        print("\nlightning-stable: terminated", file=sys.stderr)
+        return 143
     except WrongConfiguration as error:
         return _wrong(str(error))
     folder = trainer.log_dir  # asked on all ranks, as the Trainer answers none of them alone

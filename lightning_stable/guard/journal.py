@@ -48,6 +48,8 @@ class Journal:
     def begin(self, trainer: Trainer) -> None:
         """Ask where the logs are, on all ranks: the Trainer asks rank 0, and waits for the others to ask, too."""
         self._folder = trainer.log_dir
+        if self.incidents and trainer.is_global_zero:  # before a resume, perhaps with another folder
+            self._write()
 
     @property
     def steps_skipped(self) -> int:

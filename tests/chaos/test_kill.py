@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo, made small, killed by SIGKILL and resumed: as if it had not been."""
+"""The demo, made small, ended by SIGTERM or SIGKILL and resumed: as if it had not been."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import yaml
 from lightning_stable.studies.recipes import find_recipe
 from tests.faulty_runs import assert_same
 
+ROOT = Path(__file__).parents[2]
 BAD = [5, 45, 46, 75]  # of 3 epochs of 40 batches
 
 
@@ -41,7 +44,8 @@ def fit(folder, name, *arguments, status=0):
     """Train in a process of its own, which ends with `status`."""
     where = ["--trainer.logger.init_args.name", name, "--trainer.logger.init_args.version", "0"]
     command = [sys.executable, "-m", "lightning_stable.cli", "fit", "--config", "config.yaml", *where, *arguments]
-    done = subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # this package, whatever else is installed
+    done = subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
 
 
@@ -57,12 +61,12 @@ def what_is_left(folder, name):
     return {part: checkpoint[part] for part in parts} | {"guard": guard, "incidents": incidents}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_killed_demo_resumes_to_the_same_end_with_the_guards_whole_history(tmp_path, num_workers):
+@pytest.mark.parametrize(("kind", "status", "num_workers"), [("terminate", 143, 0), ("kill", -signal.SIGKILL, 2)])
+def test_a_killed_demo_resumes_to_the_same_end_with_the_guards_whole_history(tmp_path, kind, status, num_workers):
     write_config(tmp_path, num_workers)
     fit(tmp_path, "whole")
-    kill = ["--trainer.callbacks+=InjectFault", "--trainer.callbacks.kind=kill", "--trainer.callbacks.step=47"]
-    fit(tmp_path, "killed", *kill, status=-signal.SIGKILL)
+    kill = ["--trainer.callbacks+=InjectFault", f"--trainer.callbacks.kind={kind}", "--trainer.callbacks.step=47"]
+    fit(tmp_path, "killed", *kill, status=status)
     fit(tmp_path, "resumed", "--ckpt_path", "runs/killed/version_0/checkpoints/last.ckpt")
 
     expected = what_is_left(tmp_path, "whole")

@@ -2,12 +2,16 @@
 import json
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_stable.guard import ClipStep, Incident, Rollback, SkipData, SkipStep
 from lightning_stable.guard.journal import Journal
 from tests.faulty_runs import make_batches, run
 from tests.guard.test_spike_guard import guard
+
+# a checkpoint that knows of a `ModelCheckpoint` may be resumed without one
+pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*")
 
 
 def test_every_incident_is_a_line_of_json(tmp_path):
@@ -20,6 +24,18 @@ def test_every_incident_is_a_line_of_json(tmp_path):
     assert [line["value"] for line in lines] == ["nan", "nan"]
     assert all(line["seconds_lost"] > 0 for line in lines)
     assert [Incident.from_json(line).step for line in lines] == [5, 7]
+
+
+def test_a_resumed_run_has_all_incidents_in_its_own_folder(tmp_path):
+    """Also if none comes after the resume."""
+    every = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = guard(SkipStep())
+    run(make_batches(12, {5}), [whole, every], enable_checkpointing=True, default_root_dir=tmp_path / "a", epochs=1)
+    again = guard(SkipStep())
+    run(make_batches(12, {5}), [again], ckpt_path=tmp_path / "step=8.ckpt", default_root_dir=tmp_path / "b", epochs=1)
+    written = [(tmp_path / folder / "incidents.jsonl").read_text() for folder in ("a", "b")]
+    assert written[0] == written[1]
+    assert len(again.incidents) == 1
 
 
 def test_the_summary_counts_what_was_survived(tmp_path, capsys):
