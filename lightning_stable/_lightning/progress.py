@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 ModelProgress = list[dict[str, int]]
+DataProgress = list[dict[str, int]]
 
 
 def model_progress(trainer: Trainer) -> ModelProgress:
@@ -29,6 +30,20 @@ def _model_trackers(trainer: Trainer) -> list[Any]:
         for progress in (automatic.step, automatic.zero_grad, manual, schedulers)
         for tracker in (progress.total, progress.current)
     ]
+
+
+def data_progress(trainer: Trainer) -> DataProgress:
+    """A copy of the counters of batches."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return [dict(vars(tracker)) for tracker in (progress.total, progress.current)]
+
+
+def restore_data_progress(trainer: Trainer, saved: DataProgress) -> None:
+    """Put the counters of batches back to where the epoch was not over."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for tracker, numbers in zip((progress.total, progress.current), saved, strict=True):
+        vars(tracker).update(numbers)
+    progress.is_last_batch = False
 
 
 def rewind_batches(trainer: Trainer, count: int) -> None:

@@ -98,11 +98,13 @@ class Recovery:
         self._batches_before_window = 0
         self.is_replayed = False
         self._shortfall = 0
-        self._kept = Kept(None)  # the latest that was replayed
+        self._replayed: list[Kept] = []  # in the window that runs
         self._random_after_replay: RandomState | None = None
         self._marked: list[int] | None = None
         self._window_started = time.perf_counter()
         self._window_length = 0
+        self._data_progress = progress.data_progress(trainer)
+        self._passed_over_before: dict[str, Any] = {}
         self.steps_before_window = 0
         self._steps_taken_before = 0
         self.window: list[Any] = []
@@ -125,6 +127,15 @@ class Recovery:
         for gate in self.gates:
             gate.veto = False
 
+    def abandon_window(self) -> None:
+        """A window that was cut short before its step has not begun: what is saved now stands before it."""
+        if self._window_ended or self._steps_taken() > self._steps_taken_before:
+            return
+        self._before_step.restore()
+        progress.restore_data_progress(self._trainer, self._data_progress)
+        self.passed_over.load_state_dict(self._passed_over_before)
+        self.tap.replay([*self._replayed, *self.tap.take_replays()])
+
     def before_optimizer_moves(self) -> None:
         """A snapshot that is still being copied must be complete before the step."""
         if self._ring is not None:
@@ -135,11 +146,6 @@ class Recovery:
         for gate in self.gates:
             gate.veto = True
         self._mark_called()
-
-    def abandon_step(self) -> None:
-        """Undo the step that runs, if it has not moved a weight yet: it will never end."""
-        if not self._window_ended and self._steps_taken() == self._steps_taken_before:
-            self._before_step.restore()
 
     def detach(self) -> None:
         """Leave trainer and optimizers as they were found."""
@@ -267,7 +273,7 @@ class Recovery:
         """
         batches, random = self.tap.to_replay, RandomState()
         if not progress.is_between_batches(self._trainer):
-            batches = [self._kept, *batches] if self.is_replayed else batches
+            batches = [*self._replayed[-1:], *batches]
             random = self.random_before
         places = [place_of(kept.batch) for kept in batches]
         return random, Replay(places, [kept.along for kept in batches], self._random_after_replay, self._shortfall)
@@ -281,8 +287,10 @@ class Recovery:
 
     def _before_batch(self, kept: Kept | None) -> None:
         self.is_replayed = kept is not None
+        if self._window_ended:
+            self._replayed = []
         if kept is not None:
-            self._kept = kept
+            self._replayed.append(kept)
             if kept.along is not None:  # a run without the batch that was left out has fetched and validated meanwhile
                 kept.along.restore()
         # The first fetch of an epoch draws the order of the data from the global generators, and a run that never
@@ -305,6 +313,8 @@ class Recovery:
         self._window_length = 0
         self.steps_before_window = self._trainer.global_step
         self._steps_taken_before = self._steps_taken()
+        self._data_progress = progress.data_progress(self._trainer)
+        self._passed_over_before = self.passed_over.state_dict()
         is_passed_over = self.passed_over.begin_window(self.is_replayed)
         if self._ring is not None:
             self._ring.allocate_optimizer_state()

@@ -141,6 +141,7 @@ class SpikeGuard(Callback):
         if stage != "fit":
             return
         refuse_trainer(trainer, self)
+        self._passed_over = {}
         self._trainer = trainer
         self._passed_over, self._place = {}, (None, None)
         self._resume.setup(trainer)
@@ -194,9 +195,10 @@ class SpikeGuard(Callback):
         self._journal.print_summary(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Undo a step that was broken off, for whoever saves a checkpoint now; print the summary."""
+        """Print the summary also when the run ends badly; a checkpoint that is saved after this can be resumed."""
         if self._recovery is not None:
-            self._recovery.abandon_step()
+            if not isinstance(exception, TrainingHalted):  # whose window was answered
+                self._recovery.abandon_window()
             self._leave()
             self._journal.print_summary(trainer)
 

@@ -10,7 +10,13 @@ import signal
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from tests.chaos.interrupted_runs import WAYS, assert_it_is_as_if_nothing_had_been, interrupted, let_die
+from tests.chaos.interrupted_runs import (
+    WAYS,
+    assert_it_is_as_if_nothing_had_been,
+    interrupted,
+    let_die,
+    saved_when_terminated,
+)
 
 pytestmark = [
     # a scaler that skips the first step of a run
@@ -35,6 +41,30 @@ def terminate(seed, folder):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_that_is_terminated_goes_on_as_if_it_had_not_been(seed, tmp_path):
     terminate(seed, tmp_path)
+
+
+def save_and_go_on(seed, folder):
+    """Without transient faults, of which a window that is begun again is another try."""
+    setting = "skip", ("32-true", "16-mixed")[seed % 4 // 2], (1, 2, 3)[seed % 3]
+    left = folder / "terminated"
+    left.mkdir()
+    with pytest.raises(SIGTERMException):
+        saved_when_terminated(seed, left, setting)
+    assert_it_is_as_if_nothing_had_been(seed, left, folder, setting)
+
+
+IN_THE_DATA = [seed for seed in range(7000, 7070) if seed % 2 == 0 and seed % 5]
+
+
+@pytest.mark.parametrize("seed", IN_THE_DATA[:9])
+def test_what_is_saved_when_a_run_is_terminated_is_before_the_window_that_it_cut_short(seed, tmp_path):
+    save_and_go_on(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", IN_THE_DATA[9:])
+def test_much_that_is_saved_when_a_run_is_terminated_is_before_the_window_that_it_cut_short(seed, tmp_path):
+    save_and_go_on(seed, tmp_path)
 
 
 @pytest.mark.slow

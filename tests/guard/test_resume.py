@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_stable._lightning import progress
-from lightning_stable.guard import ClipStep, Rollback, SaveBatch, ScaleLR, SkipStep
+from lightning_stable.guard import ClipStep, Rollback, SaveBatch, ScaleLR, SkipStep, TrainingHalted
 from lightning_stable.testbeds import CharLM, Corruption, PythonTextDataModule
 from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import guard
@@ -78,6 +78,38 @@ def test_resuming_between_two_epochs_changes_nothing(tmp_path, when, num_workers
             make_batches(12, BAD), [guard(SkipStep(times=99))], ckpt_path=tmp_path / f"step={step}.ckpt", **arguments
         )
         assert_same(comparable(resumed), expected)
+
+
+class Fails(Callback):
+    """Within a window of three."""
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.fit_loop.epoch_loop.batch_idx == 7:
+            raise RuntimeError("in the middle")
+
+
+def test_what_is_saved_on_an_exception_is_before_the_window_that_failed(tmp_path):
+    arguments = {"epochs": 3, "shuffle": True, "accumulate_grad_batches": 3}
+    expected = comparable(run(make_batches(12, BAD), [guard(SkipStep(times=99))], **arguments))
+    saved = ModelCheckpoint(dirpath=tmp_path, filename="saved", every_n_epochs=99, save_on_exception=True)
+    first = [guard(SkipStep(times=99)), Fails(), saved]
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run(make_batches(12, BAD), first, enable_checkpointing=True, **arguments)
+    counters = torch.load(tmp_path / "saved.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert set(counters["current"].values()) == {6}
+    second = guard(SkipStep(times=99))
+    resumed = run(make_batches(12, BAD), [second], ckpt_path=tmp_path / "saved.ckpt", **arguments)
+    assert_same(comparable(resumed), expected)
+
+
+def test_a_window_at_which_the_run_was_halted_is_not_before_it(tmp_path):
+    """Or a run that goes on would come to the same batch again."""
+    saved = ModelCheckpoint(dirpath=tmp_path, filename="saved", every_n_epochs=99, save_on_exception=True)
+    with pytest.raises(TrainingHalted):
+        run(make_batches(12, {5}), [guard(), saved], enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == 6
+    assert checkpoint["callbacks"]["SpikeGuard"]["resume"]["position"] == 6
 
 
 class AsksForItsLength(Net):

@@ -64,6 +64,27 @@ def test_batches_are_numbered_again_and_steps_counted_again():
     assert probe.last == [False] * 5 + [True]
 
 
+class GoesBack(Callback):
+    """To the counters before the last of six batches, once it is the last."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 4:
+            self.saved = progress.data_progress(trainer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 5:
+            assert progress.is_last_batch(trainer)
+            progress.restore_data_progress(trainer, self.saved)
+            assert progress.data_progress(trainer) == self.saved
+            assert (progress.batches_begun(trainer), progress.batches_into_epoch(trainer)) == (5, 4)
+            assert not progress.is_last_batch(trainer)
+            raise StopIteration  # the epoch is over all the same
+
+
+def test_the_counters_of_batches_can_be_put_back():
+    run(make_batches(6), [GoesBack()], epochs=1)
+
+
 class EndsEarly(Callback):
     """Numbers the last of six batches as if it were the seventh."""
 
