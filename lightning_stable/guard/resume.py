@@ -96,6 +96,8 @@ class ExactResume:
     def setup(self, trainer: Trainer) -> None:
         """Be there when the first iterator is made."""
         self._trainer = trainer
+        self._loaded = self._epoch = None
+        self._loaders = []
         data_fetcher.before_first_iteration(trainer, lambda: self._before_first_iterator(trainer))
 
     def teardown(self, trainer: Trainer) -> None:
@@ -174,6 +176,8 @@ class ExactResume:
                     " random numbers and data will not be those of a run that was not interrupted."
                 )
             state = {**state_dict, **ranks[rank % len(ranks)]}
+        if state["epoch"] is None:
+            return  # of a run that had not begun: a search for a learning rate or a batch size puts back what was there
         self._loaded = {
             **state,
             "replay": Replay.from_state_dict(state["replay"]),
@@ -200,8 +204,7 @@ class ExactResume:
         self._too_early = self._loaded is not None and not progress.has_begun(trainer)
         if self._loaded is not None:
             at = "epoch" if self._loaded["position"] else "now"
-            if self._loaded[at] is not None:
-                self._loaded[at].restore()
+            self._loaded[at].restore()
             data_fetcher.load_states_of_loaders(trainer, self._loaded["loaders"])
             data_fetcher.set_sampler_epochs(trainer)
         self._begin_epoch()
