@@ -15,7 +15,7 @@ from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.random_state import RandomState
-from lightning_stable.guard.resume import Replay
+from lightning_stable.guard.resume.exact_resume import Replay
 from lightning_stable.guard.signals import GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_state import StepState

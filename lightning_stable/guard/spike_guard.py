@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import logging_step
 from lightning_stable.detectors import Detector
-from lightning_stable.guard.checkpoint_state import check_state
 from lightning_stable.guard.defaults import default_ladder, default_watch
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
@@ -21,7 +20,8 @@ from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
 from lightning_stable.guard.responses import Response, TrainingHalted
-from lightning_stable.guard.resume import ExactResume, Replay
+from lightning_stable.guard.resume.checkpoint_state import check_state
+from lightning_stable.guard.resume.exact_resume import ExactResume, Replay
 from lightning_stable.guard.side_responses import Scene, SideResponse
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.memory import memory_share

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_stable.testing import FaultSchedule, InjectFault, random_faults
 from tests.chaos.chaotic_runs import BATCHES, EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY, assert_survived, chaotic_run
 from tests.faulty_runs import assert_same, make_batches, run
-from tests.guard.test_resume import comparable
+from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard
 
 pytestmark = [

@@ -18,7 +18,7 @@ from torch import nn
 
 from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard, TrainingHalted
 from tests.faulty_runs import Net, assert_same, make_batches, run
-from tests.guard.test_resume import comparable
+from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard, without
 
 pytestmark = pytest.mark.filterwarnings(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_stable.guard import Rollback, SkipStep
 from tests.faulty_runs import Batches, Net, assert_same, make_batches, run
-from tests.guard.test_resume import comparable
+from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard, without
 
 pytestmark = pytest.mark.filterwarnings(

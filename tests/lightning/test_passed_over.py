@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard import SkipData, SkipStep
 from tests.faulty_runs import ManualNet, Net, assert_same, make_batches, run
+from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_recovery import DrawnOrder, Noisy, Stream, averaged_weights
-from tests.guard.test_resume import comparable
 from tests.guard.test_rollback import rules
 from tests.guard.test_spike_guard import COUNT, TakesAnIterator, guard, without
 

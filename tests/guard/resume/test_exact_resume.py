@@ -23,7 +23,7 @@ from tests.guard.test_spike_guard import guard
 pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*")
 
 BAD = {2, 9}
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def checkpoints(folder, **arguments):
