@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from lightning_stable._lightning import progress
 from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard
 from tests.distributed.processes import Net, assert_same, batch, of_both, on_two_ranks, whole
 from tests.distributed.test_spike_guard import SaveAt, detectors
@@ -63,16 +64,11 @@ class ByHand(Automatic):
             optimizer.step()
 
 
-class Epochs:
-    """Indices of each epoch, in a new order in every one unless a list is given for each."""
-
-    def __init__(self, epochs=None):
-        self.epochs = epochs
-
-    def loader(self, trainer):
-        if self.epochs is None:
-            return DataLoader(torch.arange(BATCHES), batch_size=1, shuffle=True)
-        return DataLoader(torch.tensor(self.epochs[trainer.current_epoch]), batch_size=1)
+def loader(epochs, epoch):
+    """Indices in an order that every epoch draws anew, unless it is given."""
+    if epochs is None:
+        return DataLoader(torch.arange(BATCHES), batch_size=1, shuffle=True)
+    return DataLoader(torch.tensor(epochs[epoch]), batch_size=1)
 
 
 def states(trainer, module):
@@ -86,17 +82,18 @@ def states(trainer, module):
 class WhatWasKept(Callback):
     """The batches of every epoch that were trained on and not undone; behind the guard."""
 
-    def __init__(self, guard):
-        self.guard, self.kept, self.window, self.steps = guard, [], [], 0
+    def __init__(self):
+        self.kept, self.window, self.steps = [[]], [], 0
 
     def on_train_epoch_start(self, trainer, pl_module):
-        self.kept.append([])
+        if trainer.current_epoch:
+            self.kept.append([])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.window.append(int(batch))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.epoch_loop._should_accumulate() and pl_module.automatic_optimization:
+        if pl_module.automatic_optimization and progress.is_accumulating(trainer):
             return
         per_step = max(1, len(trainer.optimizers))
         steps, self.steps = trainer.global_step // per_step - self.steps, trainer.global_step // per_step
@@ -107,11 +104,19 @@ class WhatWasKept(Callback):
         self.window = []
 
 
+class SaveAtWindow(SaveAt):
+    """Not in the middle of one."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not (pl_module.automatic_optimization and progress.is_accumulating(trainer)):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 def fit(kind, folder, bad=(), response=None, epochs=None, seed=0, rank=0, ckpt_path=None, callbacks=(), **settings):
     torch.manual_seed(10 * seed + rank)
     ladder = [Halt()] if response is None else [RESPONSES[response](), Halt()]
     guard = SpikeGuard(watch=detectors(), ladder=ladder, snapshot_every=2, forgive_after=None)
-    kept = WhatWasKept(guard)
+    kept = WhatWasKept()
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
@@ -128,7 +133,7 @@ def fit(kind, folder, bad=(), response=None, epochs=None, seed=0, rank=0, ckpt_p
         **settings,
     )
     module = kind(bad)
-    module.train_dataloader = lambda: Epochs(epochs).loader(trainer)
+    module.train_dataloader = lambda: loader(epochs, trainer.current_epoch)
     trainer.fit(module, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
     return {
         "run": states(trainer, module),
@@ -151,7 +156,7 @@ def resumed(kind, accumulate, at, rank, folder):
     """Broken off in the second epoch, in an order that each rank draws for itself."""
     settings = {"rank": rank, **({"accumulate_grad_batches": accumulate} if accumulate > 1 else {})}
     path = folder / "last.ckpt"
-    straight = fit(kind, folder, BAD, "skip", callbacks=[SaveAt(at, path)], **settings)
+    straight = fit(kind, folder, BAD, "skip", callbacks=[SaveAtWindow(at, path)], **settings)
     return {"straight": straight, "again": fit(kind, folder, BAD, "skip", seed=7, ckpt_path=path, **settings)}
 
 

@@ -94,6 +94,19 @@ def test_a_plateau_is_one_of_steps_that_happened(config, how, bad, accumulate):
     assert "update_lr_schedulers" not in vars(actual.trainer.fit_loop.epoch_loop)
 
 
+@pytest.mark.parametrize(("bad", "steps"), [({}, 6), ({4}, 6), ({5}, 5)])
+def test_the_frequency_of_a_schedule_counts_batches_that_were_left_out_too(bad, steps):
+    """Lightning steps it by the index of the batch: here in every second one, unless that one is undone."""
+
+    class EverySecondBatch(Net):
+        def configure_optimizers(self):
+            [optimizer], [config] = super().configure_optimizers()
+            return [optimizer], [{**config, "frequency": 2}]
+
+    outcome = run(make_batches(COUNT, bad), [guard(SkipStep())], model=EverySecondBatch, epochs=1)
+    assert outcome.schedules[0]["last_epoch"] == steps
+
+
 def test_a_run_that_halts_leaves_the_schedules_to_the_next_one():
     kept = []
 
