@@ -131,3 +131,17 @@ def _shards(tensor: Any) -> tuple[int, ...]:
     """The axes of its device mesh along which a tensor is sharded."""
     placements = getattr(tensor, "placements", ())  # strided shards do not call themselves shards, but have a `dim`
     return tuple(axis for axis, placement in enumerate(placements) if getattr(placement, "dim", None) is not None)
+
+
+def copies_of(tensor: Tensor, world_size: int) -> float:
+    """How many of `world_size` ranks hold the part of `tensor` that this one holds; all of them, if it has no shards.
+
+    Example:
+        >>> copies_of(torch.zeros(3), world_size=4)
+        4.0
+    """
+    shards = 1
+    for axis, placement in enumerate(getattr(tensor, "placements", ())):
+        if getattr(placement, "dim", None) is not None:  # strided shards do not call themselves shards
+            shards *= tensor.device_mesh.size(axis)  # pyright: ignore[reportAttributeAccessIssue]
+    return world_size / shards

@@ -68,8 +68,10 @@ class Incident:
 
     def __str__(self) -> str:
         batches = f"batch {self.batches[0]}" if len(self.batches) == 1 else f"batches {self.batches}"
+        batches = batches if self.batches else "before a batch"
         known_limit = math.isfinite(self.value) and math.isfinite(self.threshold)
-        reading = f"{self.value:.4g} above {self.threshold:.4g}" if known_limit else f"is {self.value:.4g}"
+        above = "above" if self.value > self.threshold else "instead of"
+        reading = f"{self.value:.4g} {above} {self.threshold:.4g}" if known_limit else f"is {self.value:.4g}"
         where = f"{batches} of epoch {self.epoch}"
         over = f", {self.batches_passed_over} passed over" if self.batches_passed_over else ""
         rank = "" if self.rank is None else f", rank {self.rank}"

@@ -2,6 +2,7 @@
 """How a step is vetoed, undone, rolled back and replayed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,7 +87,7 @@ class Recovery:
         self._keep_batches = keep_batches
         self._keep_window = keep_window
         self._before_step = StepState(trainer, pl_module, guard)
-        self._ring = ring
+        self.ring = ring
         self.gates = [StepGate.attach(optimizer, user=USER) for optimizer in trainer.optimizers]
         for gate in self.gates:  # before anybody who resets moments in front of the step
             gate.before_step = {USER: self.before_optimizer_moves, **gate.before_step}
@@ -110,12 +111,14 @@ class Recovery:
         self.window: list[Any] = []
         self.gradients: GradientReading | None = None
         self.aftermath = Aftermath()
+        self.lr = 0.0
+        self.before_first_window: Callable[[], None] | None = None
 
     def begin_epoch(self) -> None:
         """The next window is an epoch's first: it always gets a snapshot, so that no rollback crosses epochs."""
         self._epoch_began = self._window_ended = True
-        if self._ring is not None:
-            self._ring.forget()
+        if self.ring is not None:
+            self.ring.forget()
         self.tap.attach(self._trainer)
 
     def end_window(self) -> None:
@@ -138,8 +141,8 @@ class Recovery:
 
     def before_optimizer_moves(self) -> None:
         """A snapshot that is still being copied must be complete before the step."""
-        if self._ring is not None:
-            self._ring.wait()
+        if self.ring is not None:
+            self.ring.wait()
 
     def veto(self) -> None:
         """Keep every optimizer from moving until the window ends."""
@@ -192,32 +195,22 @@ class Recovery:
 
         The next `pass_over` batches of the loader are fetched and not trained on.
         """
-        assert self._ring is not None
+        assert self.ring is not None
         trainer = self._trainer
         was_last = progress.is_last_batch(trainer)
         left = progress.batches_left(trainer) - self.tap.replays_left
         self._before_step.restore()
         self._forget_window()
-        good_steps = trainer.global_step
-        slot, good, windows = self._ring.go_back(back)
-        self.aftermath.seconds_lost = time.perf_counter() - slot.taken_at
-        self.aftermath.steps_rolled_back = good_steps - slot.snapshot.global_step
-        slot.taken_at = time.perf_counter()
-        self._signals.load_state_dict(slot.signals)
+        windows = self._go_back(back, replay, self._before_step.random, was_last)
         self._escalation.rolled_back(windows + 1, windows if replay else 0)
-        checkpoints.mark_saved(trainer)
-        if replay and good:
-            rest = self.tap.take_replays()
-            # an epoch's last window may be shorter; without it those before must still be cut where they were
-            beyond = progress.batches_beyond_a_window(trainer, len(good))
-            progress.rewind_batches(trainer, len(good) + beyond)
-            self._shortfall += beyond
-            progress.skip_next_validation(trainer)
-            self.tap.replay([*good, *rest])
-            self._random_after_replay = None if rest else self._before_step.random
-        elif was_last:
-            progress.step_epoch_schedulers(trainer)
         self.aftermath.batches_passed_over = self.passed_over.pass_over(pass_over, self._window_length, left)
+        return ["weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters"]
+
+    def return_to_loaded(self) -> list[str]:
+        """Restore what a resume has loaded, and make the steps since then again if their batches are kept."""
+        assert self.ring is not None
+        was_last = progress.is_last_batch(self._trainer)
+        self._go_back(len(self.ring), self._keep_batches, RandomState(), was_last)
         return ["weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters"]
 
     def scale_lr(self, factor: float, recover_after: int | None) -> list[str]:
@@ -236,6 +229,20 @@ class Recovery:
         """The learning rate may be on its way back."""
         self._lr_scale.clean_step()
         self._apply_lr_scale()
+
+    # What a resume is watched by
+
+    def note_lr(self) -> None:
+        """The learning rate that the coming step is made with, before schedules change it."""
+        rates = [float(group["lr"]) * gate.scale for gate in self.gates for group in gate.optimizer.param_groups]
+        self.lr = max(rates)
+
+    def release_loaded(self) -> None:
+        """The state that a resume has loaded is not needed any more."""
+        if self.ring is not None:
+            self.ring.unpin()
+            if self.ring.is_temporary:
+                self.ring = None
 
     # Around the steps of a replay, and batches that are passed over
 
@@ -283,6 +290,29 @@ class Recovery:
         self.tap.replay(Kept(*one) for one in zip(batches, replay.random, strict=True))
         self._random_after_replay, self._shortfall = replay.random_after, replay.shortfall
 
+    def _go_back(self, back: int, replay: bool, random_after: RandomState, was_last: bool) -> int:
+        """Restore a snapshot and, if asked, replay the batches since then; returns how many windows that were."""
+        assert self.ring is not None
+        trainer, steps = self._trainer, self._trainer.global_step
+        slot, good, windows = self.ring.go_back(back)
+        self.aftermath.seconds_lost = time.perf_counter() - slot.taken_at
+        self.aftermath.steps_rolled_back = steps - slot.snapshot.global_step
+        slot.taken_at = time.perf_counter()
+        self._signals.load_state_dict(slot.signals)
+        checkpoints.mark_saved(trainer)
+        if replay and good:
+            rest = self.tap.take_replays()
+            # an epoch's last window may be shorter; without it those before must still be cut where they were
+            beyond = progress.batches_beyond_a_window(trainer, len(good))
+            progress.rewind_batches(trainer, len(good) + beyond)
+            self._shortfall += beyond
+            progress.skip_next_validation(trainer)
+            self.tap.replay([*good, *rest])
+            self._random_after_replay = None if rest else random_after
+        elif was_last:
+            progress.step_epoch_schedulers(trainer)
+        return windows
+
     # Around every fetch
 
     def _before_batch(self, kept: Kept | None) -> None:
@@ -305,10 +335,13 @@ class Recovery:
         self._window_length += 1
         if self._keep_window:
             self.window.append(self._own(batch[0]))  # what was fetched is a batch and two indices
-        if self._keep_batches and self._ring is not None:
-            self._ring.newest.batches.append(Kept(self._own(batch), RandomState()))
+        if self._keep_batches and self.ring is not None:
+            self.ring.newest.batches.append(Kept(self._own(batch), RandomState()))
 
     def _begin_window(self) -> None:
+        before, self.before_first_window = self.before_first_window, None
+        if before is not None:
+            before()
         self._window_started = time.perf_counter()
         self._window_length = 0
         self.steps_before_window = self._trainer.global_step
@@ -316,13 +349,13 @@ class Recovery:
         self._data_progress = progress.data_progress(self._trainer)
         self._passed_over_before = self.passed_over.state_dict()
         is_passed_over = self.passed_over.begin_window(self.is_replayed)
-        if self._ring is not None:
-            self._ring.allocate_optimizer_state()
-            is_due = self._epoch_began or self._ring.newest.windows >= self._snapshot_every
-            if is_due and not (is_passed_over and len(self._ring)):
-                self._ring.capture(self._signals.state_dict())
-            self._ring.newest.windows += 1
-            self._batches_before_window = len(self._ring.newest.batches)
+        if self.ring is not None:
+            self.ring.allocate_optimizer_state()
+            is_due = self._epoch_began or self.ring.newest.windows >= self._snapshot_every
+            if is_due and self.ring.can_capture and not (is_passed_over and len(self.ring)):
+                self.ring.capture(self._signals.state_dict())
+            self.ring.newest.windows += 1
+            self._batches_before_window = len(self.ring.newest.batches)
         if is_passed_over:
             self._mark_called()
         self._before_step.capture()
@@ -334,9 +367,9 @@ class Recovery:
         """
         self.tap.replay(kept._replace(along=None) for kept in self.tap.take_replays())
         self._random_after_replay = None
-        if self._ring is not None:
-            self._ring.newest.windows -= 1
-            del self._ring.newest.batches[self._batches_before_window :]
+        if self.ring is not None:
+            self.ring.newest.windows -= 1
+            del self.ring.newest.batches[self._batches_before_window :]
 
     def _steps_taken(self) -> int:
         return sum(gate.steps_taken for gate in self.gates)

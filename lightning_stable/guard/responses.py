@@ -41,6 +41,10 @@ class Actions(Protocol):
         """
         ...
 
+    def return_to_loaded(self) -> list[str]:
+        """Restore what a resume has loaded, and make the steps since then again if their batches are kept."""
+        ...
+
     def scale_lr(self, factor: float, recover_after: int | None) -> list[str]:
         """Multiply the learning rate from here on, or until it has recovered."""
         ...

@@ -5,6 +5,8 @@ from typing import Literal
 
 from lightning_stable.guard.responses import Actions, Response
 
+_RAMP_FROM = 0.1
+
 
 class Rollback(Response):
     """Restore a snapshot inside the running `fit`.
@@ -73,6 +75,64 @@ class Rollback(Response):
         pass_over = self.escalate * 2 ** (repeats - 1) if repeats else 0
         restored = actions.roll_back(self.back + repeats, self.needs_replay, pass_over)
         return [*restored, *actions.reset_momentum("first")] if self.reset_momentum else restored
+
+
+class ReturnToLoaded(Response):
+    """Go back to the state that a resume has loaded, whose first steps went too far, and make them again more gently.
+
+    The moments are zeroed, second moments and bias correction included, and the learning rate begins at a tenth. The
+    guard answers so by itself, whatever its ladder; batches since the resume are replayed if the ladder replays.
+
+    Args:
+        ramp: Optimizer steps until the learning rate is back; 0 leaves it alone.
+
+    Example:
+        >>> ReturnToLoaded(ramp=50).vetoes
+        False
+    """
+
+    vetoes = False  # the step has been taken
+
+    def __init__(self, ramp: int) -> None:
+        super().__init__(times=1)
+        self.ramp = ramp
+
+    def respond(self, actions: Actions) -> list[str]:
+        """Restore the state, and restart the optimizers."""
+        return [*actions.return_to_loaded(), *restart_optimizers(actions, self.ramp)]
+
+
+class RestartOptimizer(Response):
+    """Zero the moments of an optimizer whose state is not the one that was saved, and let the learning rate rise anew.
+
+    Args:
+        ramp: Optimizer steps until the learning rate is back; 0 leaves it alone.
+
+    Example:
+        >>> RestartOptimizer(ramp=50).vetoes
+        False
+    """
+
+    vetoes = False
+
+    def __init__(self, ramp: int) -> None:
+        super().__init__(times=1)
+        self.ramp = ramp
+
+    def respond(self, actions: Actions) -> list[str]:
+        """Called before the first step after a resume."""
+        return restart_optimizers(actions, self.ramp)
+
+
+def restart_optimizers(actions: Actions, ramp: int) -> list[str]:
+    """Zero all moments, and begin at a tenth of the learning rate, which comes back within `ramp` steps.
+
+    Example:
+        >>> restart_optimizers.__name__  # needs a running fit
+        'restart_optimizers'
+    """
+    restored = actions.reset_momentum("all")
+    return [*restored, *actions.scale_lr(_RAMP_FROM, max(1, ramp // 2))] if ramp else restored
 
 
 class SkipData(Response):

@@ -3,7 +3,7 @@
 
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stable.guard.incident import Incident
+from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.responses import Actions, Response
 from lightning_stable.guard.saved_step import write_step
 
@@ -58,6 +59,21 @@ class SideResponse(Response):
     @abstractmethod
     def act(self, scene: Scene) -> None:
         """Do it; what people should know of it goes to the incident's notes."""
+
+
+def record(journal: Journal, scene: Scene, sides: Sequence[Response]) -> None:
+    """Write the scene's incident down; `sides` act before that, so that they may add notes, or after it.
+
+    Example:
+        >>> record.__name__  # needs a running fit; see `SpikeGuard`
+        'record'
+    """
+    for is_after in (False, True):
+        if is_after:
+            journal.record(scene.trainer, scene.incident)
+        for side in sides:
+            if isinstance(side, SideResponse) and side.after_record == is_after:
+                side.act(scene)
 
 
 class SaveBatch(SideResponse):

@@ -4,7 +4,6 @@
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,14 +21,12 @@ from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, ref
 from lightning_stable.guard.responses import Response, TrainingHalted
 from lightning_stable.guard.resume.checkpoint_state import check_state
 from lightning_stable.guard.resume.exact_resume import ExactResume, Replay
-from lightning_stable.guard.side_responses import Scene, SideResponse
+from lightning_stable.guard.resume_guard import ResumeGuard
+from lightning_stable.guard.side_responses import Scene, SideResponse, record
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
-from lightning_stable.guard.snapshots.memory import memory_share
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_reading import read_step, signal_suffix
 from lightning_stable.guard.window import Window
-
-_LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
 
 
 class SpikeGuard(Callback):
@@ -44,8 +41,8 @@ class SpikeGuard(Callback):
     spike, beside the one that answers. `loss` is the mean over the window; `grad_norm` is the l2 norm of the unscaled
     gradients before clipping.
 
-    With several ranks (DDP, or `ModelParallelStrategy` with FSDP2), `loss` is their mean, `largest_loss` the largest of
-    theirs, and all of them see the same numbers and decide alike; each keeps snapshots of its own shards.
+    With several ranks (DDP, or `ModelParallelStrategy` with FSDP2), `loss` is their mean, `largest_loss` the largest,
+    and all of them see the same numbers and decide alike; each keeps snapshots of its own shards.
 
     Deviations from what other trainers do: the judgement comes before the step and not after it; a skipped step is
     undone whole (BatchNorm statistics, random numbers, schedules, counters, epoch means); spikes never enter the
@@ -75,6 +72,10 @@ class SpikeGuard(Callback):
             metrics. The summary at the end of `fit` says what the snapshots took.
         cooldown: Clean optimizer steps after a response that went back, replayed ones not counted, within which a spike
             is answered by the rungs behind that one; 0 lets it go back again.
+        resume_steps: After a resume the optimizers' moments must be those that were saved, and in as many steps the
+            weights may not move 5 times as far as such steps have moved them before, while the loaded state is kept;
+            else the moments are zeroed, and the run goes on from the loaded state. 0 checks nothing.
+        resume_ramp: Optimizer steps in which the learning rate comes back from a tenth after that; 0 leaves it alone.
 
     Raises:
         ValueError: If an argument is out of its range, or, from `fit`, if the snapshots would take too much memory.
@@ -105,6 +106,8 @@ class SpikeGuard(Callback):
         snapshot_to: Literal["device", "host"] = "host",
         max_bytes: int | None = None,
         cooldown: int = 0,
+        resume_steps: int = 50,
+        resume_ramp: int = 50,
     ) -> None:
         super().__init__()
         self._signals = Signals(default_watch() if watch is None else watch)
@@ -116,10 +119,10 @@ class SpikeGuard(Callback):
         self._max_bytes = max_bytes
         self._journal = Journal()
         self._resume = ExactResume()
+        self._resumed = ResumeGuard(resume_steps, resume_ramp)
         self._recovery: Recovery | None = None
         self._passed_over: dict[str, Any] = {}
         self._place: tuple[RandomState | None, Replay | None] = (None, None)
-        self._ring: SnapshotRing | None = None
         self._trainer: Trainer | None = None
         self._lr_scale = LRScale()
         self._window = Window()
@@ -141,7 +144,6 @@ class SpikeGuard(Callback):
         if stage != "fit":
             return
         refuse_trainer(trainer, self)
-        self._passed_over = {}
         self._trainer = trainer
         self._passed_over, self._place = {}, (None, None)
         self._resume.setup(trainer)
@@ -154,7 +156,6 @@ class SpikeGuard(Callback):
         for side in (rung for rung in rungs if isinstance(rung, SideResponse)):
             side.prepare(trainer)
         batches, replay = self._resume.go_to_place(trainer)
-        self._ring = self._make_ring(trainer, pl_module)
         self._recovery = Recovery(
             trainer,
             pl_module,
@@ -162,7 +163,7 @@ class SpikeGuard(Callback):
             signals=self._signals,
             lr_scale=self._lr_scale,
             escalation=self._ladder.escalation,
-            ring=self._ring,
+            ring=self._make_ring(trainer, pl_module),
             snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
             keep_window=any(rung.needs_batches for rung in rungs),
@@ -170,6 +171,7 @@ class SpikeGuard(Callback):
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
         self._resume.attach(self._recovery.tap)
+        self._recovery.before_first_window = self._check_loaded_state
         self._recovery.begin_epoch()
         self._recovery.resume_replay(batches, replay)
 
@@ -230,6 +232,7 @@ class SpikeGuard(Callback):
         if getattr(optimizer, "phase", None) == "ascend":
             return  # SAM's first gradient moves nothing; if it is bad, the second one is too
         window.stepped = True
+        self._recovery.note_lr()
         logged = self._signals.read_logged(trainer)
         step = read_step(trainer, optimizer, window.losses, logged, self._signals.logged_keys)
         window.losses.clear()
@@ -261,11 +264,15 @@ class SpikeGuard(Callback):
         if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._window.stepped:
             return
         if self._window.is_spike:
+            self._resumed.note_first_loss(self._window)
             self._respond(trainer, pl_module, recovery)
         elif self._window.stepped:
             self._signals.accept(self._window.readings)
             self._ladder.clean_step(recovery.is_replayed)
             recovery.clean_step()
+            self._resumed.after_step(recovery, self._window)
+            if self._window.is_spike:
+                self._record(trainer, pl_module, recovery)
         self._end_window(trainer, recovery)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -289,6 +296,7 @@ class SpikeGuard(Callback):
             "ladder": self._ladder.state_dict(),
             "journal": self._journal.state_dict(),
             "resume": self._resume.state_dict(self._trainer, now, replay),
+            "resumed": self._resumed.state_dict(self._trainer),
             "lr_scale": self._lr_scale.state_dict(),
             "passed_over": self._passed_over if recovery is None else recovery.passed_over.state_dict(),
         }
@@ -298,6 +306,7 @@ class SpikeGuard(Callback):
         if trainer.world_size > 1:
             own = checkpoint["callbacks"][self.state_key]
             own["resume"] = self._resume.of_all_ranks(trainer, own["resume"])
+            own["resumed"] = self._resumed.of_all_ranks(trainer, own["resumed"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict`, all of it or, with a `ValueError` that names what is wrong with it, nothing."""
@@ -306,21 +315,33 @@ class SpikeGuard(Callback):
         self._ladder.load_state_dict(state_dict["ladder"])
         self._journal.load_state_dict(state_dict["journal"])
         self._resume.load_state_dict(state_dict["resume"], self._trainer)
+        self._resumed.load_state_dict(state_dict["resumed"])
         self._lr_scale.load_state_dict(state_dict["lr_scale"])
         self._passed_over = state_dict["passed_over"]
 
     # What the hooks are made of
 
     def _make_ring(self, trainer: Trainer, pl_module: LightningModule) -> SnapshotRing | None:
-        """The snapshots, if the ladder needs any: how much they take is known, and refused, before training begins."""
+        """The snapshots, if any are needed: how much they take is known, and refused, before training begins."""
         wanted = max(rung.needs_snapshots for rung in self._ladder.rungs)
-        if not wanted:
+        if not wanted and not self._resumed.needs_snapshot:
             return None
-        ring = SnapshotRing(trainer, pl_module, self, self._snapshots or wanted, self._snapshot_to, self._max_bytes)
-        share = memory_share(trainer, ring.memory.total, ring.on_host)
-        if share > _LARGE_SHARE:
-            rank_zero_info(f"SpikeGuard keeps snapshots, {ring}: {share:.0%} of it.")
+        count = (self._snapshots or wanted) if wanted else 1
+        ring = SnapshotRing(trainer, pl_module, self, count, self._snapshot_to, self._max_bytes, not wanted)
+        ring.announce()
+        if self._resumed.needs_snapshot:
+            ring.pin_next()
         return ring
+
+    def _check_loaded_state(self) -> None:
+        trainer, recovery = self._trainer, self._recovery
+        assert trainer is not None
+        assert recovery is not None
+        window = self._resumed.check_state(trainer, recovery)
+        if window is not None:
+            self._journal.record(
+                trainer, window.incident(logging_step(trainer), trainer.global_step, trainer.current_epoch)
+            )
 
     def _answer(self, recovery: Recovery, anomaly: Anomaly) -> None:
         """Ask the ladder, and veto the step or change its gradients; the rest is done when the step is over."""
@@ -342,23 +363,21 @@ class SpikeGuard(Callback):
         self._signals.reject(window.readings)
         if response.vetoes:
             window.restored += response.respond(recovery)
+        self._record(trainer, pl_module, recovery)
+        if response.halts:
+            self._journal.log_step(trainer, window.readings, recovery.gates[0], is_spike=True)
+            raise TrainingHalted(self._journal.halt_report())
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule, recovery: Recovery) -> None:
+        """Write the incident down, and let the side responses act."""
+        window = self._window
         incident = window.incident(
             logging_step(trainer), recovery.steps_before_window, trainer.current_epoch, **vars(recovery.aftermath)
         )
         scene = Scene(
             trainer, pl_module, incident, window.readings, recovery.window, recovery.random_before.state_dict()
         )
-        sides = [side for side in self._ladder.side_responses() if isinstance(side, SideResponse)]
-        for side in sides:
-            if not side.after_record:
-                side.act(scene)
-        self._journal.record(trainer, incident)
-        for side in sides:
-            if side.after_record:
-                side.act(scene)
-        if response.halts:
-            self._journal.log_step(trainer, window.readings, recovery.gates[0], is_spike=True)
-            raise TrainingHalted(self._journal.halt_report())
+        record(self._journal, scene, self._ladder.side_responses())
 
     def _end_window(self, trainer: Trainer, recovery: Recovery) -> None:
         self._journal.log_step(trainer, self._window.readings, recovery.gates[0], self._window.is_spike)
@@ -370,6 +389,6 @@ class SpikeGuard(Callback):
             return
         self._passed_over, self._place = self._recovery.passed_over.state_dict(), self._recovery.place()
         self._recovery.detach()
-        self._journal.snapshots = "" if self._ring is None else str(self._ring)
-        self._recovery = self._ring = None
+        self._journal.snapshots = "" if self._recovery.ring is None else str(self._recovery.ring)
+        self._recovery = None
         self._window = Window()

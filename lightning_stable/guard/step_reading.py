@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import gradient_scaler
-from lightning_stable.functional.tensor_norms import local
+from lightning_stable.functional.tensor_norms import copies_of, local
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _packed(
     squares = [
         torch.linalg.vector_norm(local(gradient), dtype=torch.promote_types(gradient.dtype, torch.float32)).double()
         ** 2
-        / _copies(gradient, world_size)
+        / copies_of(gradient, world_size)
         for gradient in gradients
     ]
     share = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
@@ -132,15 +132,6 @@ def _packed(
     )
     numbers = [number for key in keys for number in (float(key in logged), logged.get(key, 0.0))]
     return torch.cat([torch.stack([share, share.new_tensor(float(bool(losses))), loss]), share.new_tensor(numbers)])
-
-
-def _copies(gradient: Tensor, world_size: int) -> float:
-    """How many ranks hold this part of the gradient."""
-    shards = 1
-    for axis, placement in enumerate(getattr(gradient, "placements", ())):
-        if getattr(placement, "dim", None) is not None:  # strided shards do not call themselves shards
-            shards *= gradient.device_mesh.size(axis)  # pyright: ignore[reportAttributeAccessIssue]
-    return world_size / shards
 
 
 def _gather(row: Tensor, trainer: Trainer) -> list[list[float]]:

@@ -55,6 +55,7 @@ def what_is_left(folder, name):
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     guard = checkpoint["callbacks"]["SpikeGuard"]
     incidents = [json.loads(line) for line in (run / "incidents.jsonl").read_text().splitlines()]
+    del guard["resumed"]["updates"]  # measured after each snapshot, and a resume begins with a new one
     for incident in (*guard["journal"]["incidents"], *incidents):
         del incident["time"], incident["seconds_lost"]
     parts = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")

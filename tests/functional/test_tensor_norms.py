@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lightning_stable.functional.tensor_norms import reduce_over_shards, tensor_maxima, tensor_norms
+from lightning_stable.functional.tensor_norms import copies_of, reduce_over_shards, tensor_maxima, tensor_norms
 
 TENSORS = [
     torch.tensor([3.0, 4.0]),
@@ -39,3 +39,7 @@ def test_nothing_has_no_norms():
 def test_tensors_in_one_piece_need_no_other_process():
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(reduce_over_shards(values, [torch.ones(1), torch.ones(1)], operation=None), values)
+
+
+def test_a_plain_tensor_is_on_every_rank():
+    assert copies_of(torch.ones(3), world_size=4) == 4.0

@@ -71,6 +71,11 @@ _LIST = _Kind("a list", lambda value: isinstance(value, list))
 _ANYTHING = _Kind("anything", lambda value: True)
 
 _PLACES = _Kind("a list of pairs of whole numbers", _list_of(_is_pair))
+_LIST_OF_NUMBERS = _Kind("a list of numbers", _list_of(_is_number))
+_NORMS = _Kind(
+    "a list of dictionaries from name to number",
+    _list_of(lambda value: isinstance(value, dict) and all(_is_text(k) and _is_number(v) for k, v in value.items())),
+)
 
 _STATE = {
     "signals": {"detectors": _STATES, "kinds": _NAMES, "norms": _NUMBERS},
@@ -83,6 +88,7 @@ _STATE = {
     },
     "journal": {"incidents": _LIST, "best_val_loss": _NUMBER, "last_val_loss": _NUMBER},
     "resume": {"has_begun": _TRUTH, "under_way": _TRUTH, "position": _COUNT},
+    "resumed": {"losses": _LIST_OF_NUMBERS, "updates": _LIST_OF_NUMBERS, "moments": _NORMS},
     "lr_scale": {"value": _SCALE, "recover_after": _COUNT_OR_NONE, "lowest": _SCALE, "clean_steps": _COUNT},
     "passed_over": _ANYTHING,
 }

@@ -2,16 +2,18 @@
 """A copy of the whole training state in memory, into buffers that are allocated once."""
 
 import copy
+import math
 from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import callbacks_of
-from lightning_stable.functional.tensor_norms import local
+from lightning_stable.functional.tensor_norms import copies_of, local
 from lightning_stable.guard.snapshots.transfer import Transfer, copy_in_order
 from lightning_stable.guard.step_state import StepState
 
@@ -66,6 +68,22 @@ class Snapshot:
         for optimizer in self._optimizers:
             optimizer.restore()
         self._around.restore()
+
+    @torch.no_grad()
+    def move(self) -> float:
+        """The rms of what the trained weights have moved by since the snapshot, over all ranks."""
+        self._transfer.wait()
+        world_size = self._trainer.world_size
+        totals = torch.zeros(2, dtype=torch.float64, device=self._trainer.strategy.root_device)
+        for parameter, before in zip(self._parameters, self._parameter_copies, strict=True):
+            if parameter.requires_grad:
+                now = local(parameter)
+                square = torch.linalg.vector_norm(now - before.to(now.device), dtype=torch.float32).double().square()
+                totals += torch.stack([square, square.new_tensor(now.numel())]) / copies_of(parameter, world_size)
+        if world_size > 1:
+            dist.all_reduce(totals)
+        square, count = totals.tolist()
+        return math.sqrt(square / count) if count else 0.0
 
     def allocate_optimizer_state(self) -> None:
         """Make the buffers for what the optimizers' first step has brought into being."""

@@ -9,10 +9,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_stable.guard.snapshots.memory import SnapshotMemory, snapshot_memory
+from lightning_stable.guard.snapshots.memory import SnapshotMemory, memory_share, snapshot_memory
 from lightning_stable.guard.snapshots.snapshot import Snapshot
 from lightning_stable.guard.snapshots.transfer import Transfer
+
+_LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
 
 
 class Slot:
@@ -46,6 +49,7 @@ class SnapshotRing:
         count: Slots, at least 1.
         to: Where snapshots of a model on CUDA live: `device`, or `host` for pinned memory.
         max_bytes: What they may take together.
+        is_temporary: Whether it is there for the first steps after a resume only.
 
     Raises:
         ValueError: If they take more than `max_bytes`; nothing has been allocated then.
@@ -63,7 +67,9 @@ class SnapshotRing:
         count: int,
         to: Literal["device", "host"],
         max_bytes: int | None,
+        is_temporary: bool = False,
     ) -> None:
+        self.is_temporary = is_temporary
         self._trainer = trainer
         self._max_bytes = max_bytes
         self._measure: Callable[[], SnapshotMemory] = lambda: snapshot_memory(trainer, pl_module, guard, count)
@@ -73,6 +79,14 @@ class SnapshotRing:
         self._free = [Slot(Snapshot(trainer, pl_module, guard, self._transfer)) for _ in range(count)]
         self._taken: list[Slot] = []  # oldest first
         self._has_optimizer_state = False
+        self._pins_next = False
+        self.pinned: Slot | None = None
+
+    def announce(self) -> None:
+        """Say what they take if it is much."""
+        share = memory_share(self._trainer, self.memory.total, self.on_host)
+        if share > _LARGE_SHARE:
+            rank_zero_info(f"SpikeGuard keeps snapshots, {self}: {share:.0%} of it.")
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -96,11 +110,34 @@ class SnapshotRing:
 
     def capture(self, signals: dict[str, Any]) -> None:
         """Begin a snapshot; `wait` must be called before the optimizer moves."""
-        slot = self._free.pop() if self._free else self._taken.pop(0)
+        slot = self._free.pop() if self._free else self._oldest()
         slot.snapshot.capture()
         slot.signals, slot.batches, slot.windows = signals, [], 0
         slot.taken_at = time.perf_counter()
         self._taken.append(slot)
+        if self._pins_next:
+            self.pinned, self._pins_next = slot, False
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether there is a slot for another snapshot beside one that is pinned."""
+        return bool(self._free) or self.pinned is None or len(self._taken) > 1
+
+    def move_in_first_step(self) -> float | None:
+        """The rms of what the weights have moved by, if the newest snapshot was taken one step ago."""
+        return self.newest.snapshot.move() if self._taken and self.newest.windows == 1 else None
+
+    def move_since_pinned(self) -> float | None:
+        """The rms of what the weights have moved by since the snapshot that is pinned, if there is one."""
+        return None if self.pinned is None else self.pinned.snapshot.move()
+
+    def pin_next(self) -> None:
+        """Keep the next snapshot until `unpin`, or until it is forgotten."""
+        self._pins_next = True
+
+    def unpin(self) -> None:
+        """Let it go as any other."""
+        self.pinned = None
 
     def wait(self) -> None:
         """The snapshot that was begun last is complete before anything that the computation does from here on."""
@@ -125,6 +162,16 @@ class SnapshotRing:
         """A new epoch has begun, and none goes back into the one before."""
         self._free.extend(self._taken)
         self._taken = []
+        self.pinned = None
+
+    def _oldest(self) -> Slot:
+        """The oldest slot that is not pinned; what was trained on since it belongs to the one before from now on."""
+        index = 1 if self._taken[0] is self.pinned else 0
+        slot = self._taken.pop(index)
+        if index:
+            self._taken[0].batches += slot.batches
+            self._taken[0].windows += slot.windows
+        return slot
 
     def _measured(self) -> SnapshotMemory:
         memory = self._measure()
