@@ -22,7 +22,7 @@ from lightning_stable._lightning.loggers import log_scalars, log_text, logging_s
 from lightning_stable._lightning.progress_bar import show
 from lightning_stable._lightning.trainer import log_every_n_steps
 from lightning_stable.guard.incident import Incident
-from lightning_stable.guard.signals import GRAD_NORM, LOSS
+from lightning_stable.guard.signals import GRAD_NORM, LOSS, UPDATE_NORM
 from lightning_stable.optim import StepGate
 
 FILE_NAME = "incidents.jsonl"
@@ -80,7 +80,7 @@ class Journal:
         """Show what the step was judged by; log it when Lightning logs, and at every spike."""
         lr = float(gate.optimizer.param_groups[0]["lr"]) * gate.scale
         count = len(self.incidents)
-        shown = {key: value for key, value in readings.items() if key in (LOSS, GRAD_NORM)}
+        shown = {key: value for key, value in readings.items() if key in (LOSS, GRAD_NORM, UPDATE_NORM)}
         texts = {key: f"{value:.3f}" for key, value in shown.items()}
         show(trainer, {**texts, "lr": f"{lr:.2e}", "incidents": str(count)})
         every = log_every_n_steps(trainer)

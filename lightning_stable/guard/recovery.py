@@ -18,7 +18,9 @@ from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.resume.exact_resume import Replay
 from lightning_stable.guard.signals import GradientReading, Signals
+from lightning_stable.guard.snapshots.snapshot import Snapshot
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
+from lightning_stable.guard.snapshots.transfer import Transfer
 from lightning_stable.guard.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
 
@@ -60,6 +62,8 @@ class Recovery:
         snapshot_every: Windows from one snapshot to the next.
         keep_batches: Whether the batches since the oldest snapshot are kept for a replay.
         keep_window: Whether the batches of the window that runs are kept.
+        undo_taken: Whether a step can be undone when an optimizer has moved already: weights and optimizer state are
+            copied for every step.
 
     Example:
         >>> Recovery.__name__  # needs a running fit; see `SpikeGuard`
@@ -78,6 +82,7 @@ class Recovery:
         snapshot_every: int,
         keep_batches: bool,
         keep_window: bool,
+        undo_taken: bool = False,
     ) -> None:
         self._trainer = trainer
         self._signals = signals
@@ -86,7 +91,12 @@ class Recovery:
         self._snapshot_every = snapshot_every
         self._keep_batches = keep_batches
         self._keep_window = keep_window
-        self._before_step = StepState(trainer, pl_module, guard)
+        self._undo_taken = undo_taken
+        self._before_step = (
+            Snapshot(trainer, pl_module, guard, Transfer("device"))
+            if undo_taken
+            else StepState(trainer, pl_module, guard)
+        )
         self.ring = ring
         self.gates = [StepGate.attach(optimizer, user=USER) for optimizer in trainer.optimizers]
         for gate in self.gates:  # before anybody who resets moments in front of the step
@@ -132,7 +142,8 @@ class Recovery:
 
     def abandon_window(self) -> None:
         """A window that was cut short before its step has not begun: what is saved now stands before it."""
-        if self._window_ended or self._steps_taken() > self._steps_taken_before:
+        has_moved = self._steps_taken() > self._steps_taken_before
+        if self._window_ended or (has_moved and not self._undo_taken):
             return
         self._before_step.restore()
         progress.restore_data_progress(self._trainer, self._data_progress)
@@ -141,6 +152,7 @@ class Recovery:
 
     def before_optimizer_moves(self) -> None:
         """A snapshot that is still being copied must be complete before the step."""
+        self._before_step.wait()
         if self.ring is not None:
             self.ring.wait()
 
@@ -163,6 +175,11 @@ class Recovery:
     def random_before(self) -> RandomState:
         """The random number generators as they were before the window."""
         return self._before_step.random
+
+    def update_norm(self) -> float:
+        """The l2 norm of what the step has moved the weights by; they must have been kept."""
+        assert isinstance(self._before_step, Snapshot)
+        return self._before_step.move().norm
 
     # What responses may ask for
 

@@ -90,8 +90,8 @@ class Response(ABC):
 class SkipStep(Response):
     """Leave the step out: weights, buffers, schedules, counters and random numbers are as if it never happened.
 
-    Where several optimizers step in one batch, by hand, and a later one spikes, those before it have moved already and
-    stay where they are; `Rollback` takes their steps back too.
+    Where several optimizers step in one batch, by hand, and a later one spikes, the steps of those before it are taken
+    back too.
 
     Args:
         times: How often in a row of incidents, at least 1.

@@ -18,7 +18,8 @@ from lightning_stable._lightning.results import latest_logged
 from lightning_stable.detectors import Detector, NonFinite, Verdict
 
 LOSS, LARGEST_LOSS, GRAD_NORM = "loss", "largest_loss", "grad_norm"
-_ALWAYS_THERE = (LOSS, LARGEST_LOSS, GRAD_NORM)
+UPDATE_NORM = "update_norm"
+_ALWAYS_THERE = (LOSS, LARGEST_LOSS, GRAD_NORM, UPDATE_NORM)
 _TYPICAL_OF = 64  # accepted steps whose gradient norms tell what is typical
 _PATIENCE_STEPS = 1000  # a watched key may be logged rarely; after that many steps somebody has mistyped it
 
@@ -106,6 +107,11 @@ class Signals:
     def logged_keys(self) -> list[str]:
         """The watched keys that somebody has to log."""
         return [key for key in self._watch if key not in _ALWAYS_THERE]
+
+    @property
+    def watches_updates(self) -> bool:
+        """Whether what a step has moved the weights by is watched; it is known when the step is taken."""
+        return UPDATE_NORM in self._watch
 
     def read_logged(self, trainer: Trainer) -> dict[str, float]:
         """The watched keys that were logged since the last call."""

@@ -23,7 +23,7 @@ from lightning_stable.guard.resume.checkpoint_state import check_state
 from lightning_stable.guard.resume.exact_resume import ExactResume, Replay
 from lightning_stable.guard.resume_guard import ResumeGuard
 from lightning_stable.guard.side_responses import Scene, SideResponse, record
-from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, Anomaly, GradientReading, Signals
+from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, UPDATE_NORM, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_reading import read_step, signal_suffix
 from lightning_stable.guard.window import Window
@@ -52,7 +52,9 @@ class SpikeGuard(Callback):
     The guard must come before callbacks that average weights. LBFGS is not supported.
 
     Args:
-        watch: From signal to detector: `loss`, `grad_norm`, or any key that is logged in training. By default both,
+        watch: From signal to detector: `loss`, `grad_norm`, `update_norm` (the l2 norm of what a step has moved the
+            weights by; it is undone from a copy of weights and optimizer state that is then made for every step), or
+            any key that is logged in training. By default the first two,
             with `MedianDeviation` over 64 steps at 16 robust standard deviations, and floors of 0.15 for the loss and
             4 times the median for the gradient norm.
         ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback(escalate=8)`, 2 times
@@ -167,6 +169,8 @@ class SpikeGuard(Callback):
             snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
             keep_window=any(rung.needs_batches for rung in rungs),
+            undo_taken=self._signals.watches_updates
+            or (len(trainer.optimizers) > 1 and not pl_module.automatic_optimization),
         )
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
@@ -263,6 +267,7 @@ class SpikeGuard(Callback):
         recovery.after_replayed_batch()
         if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._window.stepped:
             return
+        self._judge_update(recovery)
         if self._window.is_spike:
             self._resumed.note_first_loss(self._window)
             self._respond(trainer, pl_module, recovery)
@@ -342,6 +347,17 @@ class SpikeGuard(Callback):
             self._journal.record(
                 trainer, window.incident(logging_step(trainer), trainer.global_step, trainer.current_epoch)
             )
+
+    def _judge_update(self, recovery: Recovery) -> None:
+        """Judge what the step has moved, which can be undone."""
+        window = self._window
+        if not self._signals.watches_updates or window.is_spike or GRAD_NORM not in window.readings:
+            return
+        window.readings[UPDATE_NORM] = norm = recovery.update_norm()
+        anomaly = self._signals.judge({UPDATE_NORM: norm})
+        if anomaly is not None:
+            recovery.gradients = None  # too late for shrinking them
+            self._answer(recovery, anomaly)
 
     def _answer(self, recovery: Recovery, anomaly: Anomaly) -> None:
         """Ask the ladder, and veto the step or change its gradients; the rest is done when the step is over."""

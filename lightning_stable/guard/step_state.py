@@ -83,6 +83,9 @@ class StepState:
         progress.restore_model_progress(trainer, saved["progress"])
         progress.skip_next_plateau_step(trainer)  # those of interval "step" have yet to come
 
+    def wait(self) -> None:
+        """Nothing is copied beside the computation here."""
+
     @property
     def random(self) -> RandomState:
         """The random number generators as they were captured."""

@@ -14,8 +14,21 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import callbacks_of
 from lightning_stable.functional.tensor_norms import copies_of, local
+from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.snapshots.transfer import Transfer, copy_in_order
 from lightning_stable.guard.step_state import StepState
+
+
+class Move(NamedTuple):
+    """By how much weights have moved.
+
+    Example:
+        >>> Move(norm=2.0, rms=0.5).norm
+        2.0
+    """
+
+    norm: float  # l2
+    rms: float
 
 
 class Snapshot:
@@ -60,18 +73,30 @@ class Snapshot:
         self._around.capture()
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Copy the training state back in place; the snapshot stays good."""
+    def restore(self, count_skipped: bool = False) -> None:
+        """Copy the training state back in place; with `count_skipped` schedules and step counters run on.
+
+        The snapshot stays good.
+        """
         self._transfer.wait()
         copy_in_order([local(tensor) for tensor in self._parameters], self._parameter_copies)
         copy_in_order([local(tensor) for tensor in self._others], self._other_copies)
         for optimizer in self._optimizers:
             optimizer.restore()
-        self._around.restore()
+        self._around.restore(count_skipped)
+
+    def wait(self) -> None:
+        """The copies are complete before anything that the computation does from here on."""
+        self._transfer.wait()
+
+    @property
+    def random(self) -> RandomState:
+        """The random number generators as they were captured."""
+        return self._around.random
 
     @torch.no_grad()
-    def move(self) -> float:
-        """The rms of what the trained weights have moved by since the snapshot, over all ranks."""
+    def move(self) -> Move:
+        """What the trained weights have moved by since the snapshot, over all ranks."""
         self._transfer.wait()
         world_size = self._trainer.world_size
         totals = torch.zeros(2, dtype=torch.float64, device=self._trainer.strategy.root_device)
@@ -83,7 +108,7 @@ class Snapshot:
         if world_size > 1:
             dist.all_reduce(totals)
         square, count = totals.tolist()
-        return math.sqrt(square / count) if count else 0.0
+        return Move(norm=math.sqrt(square), rms=math.sqrt(square / max(count, 1)))
 
     def allocate_optimizer_state(self) -> None:
         """Make the buffers for what the optimizers' first step has brought into being."""

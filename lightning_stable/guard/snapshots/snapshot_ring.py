@@ -125,11 +125,11 @@ class SnapshotRing:
 
     def move_in_first_step(self) -> float | None:
         """The rms of what the weights have moved by, if the newest snapshot was taken one step ago."""
-        return self.newest.snapshot.move() if self._taken and self.newest.windows == 1 else None
+        return self.newest.snapshot.move().rms if self._taken and self.newest.windows == 1 else None
 
     def move_since_pinned(self) -> float | None:
         """The rms of what the weights have moved by since the snapshot that is pinned, if there is one."""
-        return None if self.pinned is None else self.pinned.snapshot.move()
+        return None if self.pinned is None else self.pinned.snapshot.move().rms
 
     def pin_next(self) -> None:
         """Keep the next snapshot until `unpin`, or until it is forgotten."""
