@@ -96,14 +96,13 @@ class Snapshot:
 
     @torch.no_grad()
     def move(self) -> Move:
-        """What the trained weights have moved by since the snapshot, over all ranks."""
-        self._transfer.wait()
+        """What the trained weights have moved by since the snapshot, which must be complete; over all ranks."""
         world_size = self._trainer.world_size
         totals = torch.zeros(2, dtype=torch.float64, device=self._trainer.strategy.root_device)
         for parameter, before in zip(self._parameters, self._parameter_copies, strict=True):
             if parameter.requires_grad:
                 now = local(parameter)
-                square = torch.linalg.vector_norm(now - before.to(now.device), dtype=torch.float32).double().square()
+                square = _norm(now - before.to(now.device)).square()
                 totals += torch.stack([square, square.new_tensor(now.numel())]) / copies_of(parameter, world_size)
         if world_size > 1:
             dist.all_reduce(totals)
@@ -181,6 +180,10 @@ class _OptimizerCopy:
         if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
             buffer = self._buffers[key, name] = self._transfer.buffer_like(value)
         return buffer
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).double()
 
 
 def _restored(current: Any, saved: Any) -> Any:
