@@ -21,7 +21,7 @@ from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, ref
 from lightning_stable.guard.responses import Response, TrainingHalted
 from lightning_stable.guard.resume.checkpoint_state import check_state
 from lightning_stable.guard.resume.exact_resume import ExactResume, Replay
-from lightning_stable.guard.resume_guard import ResumeGuard
+from lightning_stable.guard.resume.resume_guard import ResumeGuard
 from lightning_stable.guard.side_responses import Scene, SideResponse, record
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, UPDATE_NORM, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
