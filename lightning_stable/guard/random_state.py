@@ -63,3 +63,23 @@ class RandomState:
             raise ValueError(f"NumPy's generator has no position {self._numpy[2]}.")  # it would not notice itself
         np.random.RandomState().set_state(self._numpy)
         torch.Generator().set_state(self._torch)
+
+
+def state_of(random: RandomState | None) -> dict[str, Any] | None:
+    """The state dict of `random`, if there is one.
+
+    Example:
+        >>> state_of(None) is None
+        True
+    """
+    return None if random is None else random.state_dict()
+
+
+def random_of(state_dict: dict[str, Any] | None) -> RandomState | None:
+    """The random state that `state_dict` was taken from, if there is one.
+
+    Example:
+        >>> random_of(None) is None
+        True
+    """
+    return None if state_dict is None else RandomState.from_state_dict(state_dict)

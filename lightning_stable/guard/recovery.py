@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from lightning_stable._lightning import checkpoints, progress
-from lightning_stable._lightning.data_fetcher import FetcherTap, Kept, place_of
+from lightning_stable._lightning.data_fetcher import FetcherTap, Kept
 from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.random_state import RandomState
-from lightning_stable.guard.resume.exact_resume import Replay
+from lightning_stable.guard.replays import Replay, Replays
 from lightning_stable.guard.signals import GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot import Snapshot
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
@@ -107,11 +107,7 @@ class Recovery:
         self._window_ended = True
         self._epoch_began = True
         self._batches_before_window = 0
-        self.is_replayed = False
-        self._shortfall = 0
-        self._replayed: list[Kept] = []  # in the window that runs
-        self._random_after_replay: RandomState | None = None
-        self._marked: list[int] | None = None
+        self.replays = Replays(trainer, self.tap)
         self._window_started = time.perf_counter()
         self._window_length = 0
         self._data_progress = progress.data_progress(trainer)
@@ -148,7 +144,7 @@ class Recovery:
         self._before_step.restore()
         progress.restore_data_progress(self._trainer, self._data_progress)
         self.passed_over.load_state_dict(self._passed_over_before)
-        self.tap.replay([*self._replayed, *self.tap.take_replays()])
+        self.replays.put_back_window()
 
     def before_optimizer_moves(self) -> None:
         """A snapshot that is still being copied must be complete before the step."""
@@ -215,7 +211,7 @@ class Recovery:
         assert self.ring is not None
         trainer = self._trainer
         was_last = progress.is_last_batch(trainer)
-        left = progress.batches_left(trainer) - self.tap.replays_left
+        left = progress.batches_left(trainer) - self.replays.left
         self._before_step.restore()
         self._forget_window()
         windows = self._go_back(back, replay, self._before_step.random, was_last)
@@ -261,7 +257,7 @@ class Recovery:
             if self.ring.is_temporary:
                 self.ring = None
 
-    # Around the steps of a replay, and batches that are passed over
+    # Around batches that are passed over
 
     def after_passed_batch(self) -> bool:
         """Undo the window, if this was its last batch: no step was made, but hooks and schedules have run."""
@@ -270,42 +266,13 @@ class Recovery:
             self.undo_step(count_skipped=False)
         return has_ended
 
-    def before_validation_or_batch(self) -> None:
-        """Let `ModelCheckpoint` see again what it has really saved."""
-        if self._marked is not None:
-            checkpoints.unmark_saved(self._trainer, self._marked)
-            self._marked = None
-
-    def after_replayed_batch(self) -> None:
-        """A replayed step was saved and validated before; only the last one stands where the data goes on."""
-        if not self.is_replayed:
-            return
-        self._marked = checkpoints.mark_saved(self._trainer)
-        if self.tap.replays_left:
-            progress.skip_next_validation(self._trainer)
-        else:
-            progress.end_epoch_at(self._trainer, self._shortfall)
-            self._shortfall = 0
-            if self._random_after_replay is not None:
-                self._random_after_replay.restore()
-                self._random_after_replay = None
-
     def place(self) -> tuple[RandomState, Replay]:
         """Where a run that is resumed here goes on: with which random numbers, and what it has still to replay.
 
-        The batch that is under way is to be trained on again.
+        A batch that is under way is to be trained on again.
         """
-        batches, random = self.tap.to_replay, RandomState()
-        if not progress.is_between_batches(self._trainer):
-            batches = [*self._replayed[-1:], *batches]
-            random = self.random_before
-        places = [place_of(kept.batch) for kept in batches]
-        return random, Replay(places, [kept.along for kept in batches], self._random_after_replay, self._shortfall)
-
-    def resume_replay(self, batches: list[Any], replay: Replay) -> None:
-        """Go on with the `replay` that a checkpoint was written in; `batches` are those at its places."""
-        self.tap.replay(Kept(*one) for one in zip(batches, replay.random, strict=True))
-        self._random_after_replay, self._shortfall = replay.random_after, replay.shortfall
+        is_between = progress.is_between_batches(self._trainer)
+        return RandomState() if is_between else self.random_before, self.replays.unfinished()
 
     def _go_back(self, back: int, replay: bool, random_after: RandomState, was_last: bool) -> int:
         """Restore a snapshot and, if asked, replay the batches since then; returns how many windows that were."""
@@ -318,14 +285,7 @@ class Recovery:
         self._signals.load_state_dict(slot.signals)
         checkpoints.mark_saved(trainer)
         if replay and good:
-            rest = self.tap.take_replays()
-            # an epoch's last window may be shorter; without it those before must still be cut where they were
-            beyond = progress.batches_beyond_a_window(trainer, len(good))
-            progress.rewind_batches(trainer, len(good) + beyond)
-            self._shortfall += beyond
-            progress.skip_next_validation(trainer)
-            self.tap.replay([*good, *rest])
-            self._random_after_replay = None if rest else random_after
+            self.replays.begin(good, random_after)
         elif was_last:
             progress.step_epoch_schedulers(trainer)
         return windows
@@ -333,13 +293,7 @@ class Recovery:
     # Around every fetch
 
     def _before_batch(self, kept: Kept | None) -> None:
-        self.is_replayed = kept is not None
-        if self._window_ended:
-            self._replayed = []
-        if kept is not None:
-            self._replayed.append(kept)
-            if kept.along is not None:  # a run without the batch that was left out has fetched and validated meanwhile
-                kept.along.restore()
+        self.replays.before_batch(kept, begins_window=self._window_ended)
         # The first fetch of an epoch draws the order of the data from the global generators, and a run that never
         # held the batch would have drawn it too: there the state is taken after the fetch.
         if self._window_ended and not self._epoch_began:
@@ -365,7 +319,7 @@ class Recovery:
         self._steps_taken_before = self._steps_taken()
         self._data_progress = progress.data_progress(self._trainer)
         self._passed_over_before = self.passed_over.state_dict()
-        is_passed_over = self.passed_over.begin_window(self.is_replayed)
+        is_passed_over = self.passed_over.begin_window(self.replays.is_on)
         if self.ring is not None:
             self.ring.allocate_optimizer_state()
             is_due = self._epoch_began or self.ring.newest.windows >= self._snapshot_every
@@ -378,12 +332,8 @@ class Recovery:
         self._before_step.capture()
 
     def _forget_window(self) -> None:
-        """What belongs to the window that runs is no part of what may be replayed.
-
-        What is still to be replayed had drawn its random numbers after it, and must draw others now.
-        """
-        self.tap.replay(kept._replace(along=None) for kept in self.tap.take_replays())
-        self._random_after_replay = None
+        """What belongs to the window that runs is no part of what may be replayed."""
+        self.replays.forget_random_states()
         if self.ring is not None:
             self.ring.newest.windows -= 1
             del self.ring.newest.batches[self._batches_before_window :]

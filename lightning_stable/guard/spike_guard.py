@@ -18,9 +18,10 @@ from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
+from lightning_stable.guard.replays import Replay
 from lightning_stable.guard.responses import Response, TrainingHalted
 from lightning_stable.guard.resume.checkpoint_state import check_state
-from lightning_stable.guard.resume.exact_resume import ExactResume, Replay
+from lightning_stable.guard.resume.exact_resume import ExactResume
 from lightning_stable.guard.resume.resume_guard import ResumeGuard
 from lightning_stable.guard.side_responses import Scene, SideResponse, record
 from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, UPDATE_NORM, Anomaly, GradientReading, Signals
@@ -177,7 +178,7 @@ class SpikeGuard(Callback):
         self._resume.attach(self._recovery.tap)
         self._recovery.before_first_window = self._check_loaded_state
         self._recovery.begin_epoch()
-        self._recovery.resume_replay(batches, replay)
+        self._recovery.replays.resume(batches, replay)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An epoch's first step gets a snapshot."""
@@ -219,7 +220,7 @@ class SpikeGuard(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note which batches make up the step."""
         if self._recovery is not None:
-            self._recovery.before_validation_or_batch()
+            self._recovery.replays.before_validation_or_batch()
         self._window.batches.append(batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -264,7 +265,7 @@ class SpikeGuard(Callback):
             if recovery.after_passed_batch():
                 self._end_window(trainer, recovery)
             return
-        recovery.after_replayed_batch()
+        recovery.replays.after_batch()
         if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._window.stepped:
             return
         self._judge_update(recovery)
@@ -273,7 +274,7 @@ class SpikeGuard(Callback):
             self._respond(trainer, pl_module, recovery)
         elif self._window.stepped:
             self._signals.accept(self._window.readings)
-            self._ladder.clean_step(recovery.is_replayed)
+            self._ladder.clean_step(recovery.replays.is_on)
             recovery.clean_step()
             self._resumed.after_step(recovery, self._window)
             if self._window.is_spike:
@@ -283,7 +284,7 @@ class SpikeGuard(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint written during validation is not a repeated one."""
         if self._recovery is not None and not trainer.sanity_checking:
-            self._recovery.before_validation_or_batch()
+            self._recovery.replays.before_validation_or_batch()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the validation loss for the summary."""

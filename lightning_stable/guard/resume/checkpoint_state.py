@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.random_state import RandomState
-from lightning_stable.guard.resume.exact_resume import Replay
+from lightning_stable.guard.replays import Replay
 from lightning_stable.guard.signals import Signals
 
 

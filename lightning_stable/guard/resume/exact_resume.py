@@ -16,7 +16,6 @@ to be replayed, and goes on from `now`. At the beginning of an epoch there is no
 made from `now`, when the first batch is asked for.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -24,53 +23,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stable._lightning import data_fetcher, progress
-from lightning_stable.guard.random_state import RandomState
+from lightning_stable.guard.random_state import RandomState, random_of, state_of
+from lightning_stable.guard.replays import Replay
 
 _OF_EACH_RANK = ("now", "epoch", "fetch", "replay", "loaders")
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Batches that are still to be replayed.
-
-    Args:
-        places: Where in the data they are from.
-        random: The random state each of them is replayed with; `None` goes on with what there is.
-        random_after: The random state after all of them.
-        shortfall: By how much the loop's count will be too low after them.
-
-    Example:
-        >>> Replay([(4, 0), (5, 0)], [None, None]).batches_ahead
-        2
-    """
-
-    places: list[data_fetcher.Place] = field(default_factory=list)
-    random: list[RandomState | None] = field(default_factory=list)
-    random_after: RandomState | None = None
-    shortfall: int = 0
-
-    @property
-    def batches_ahead(self) -> int:
-        """How much further the loader is than the loop has counted."""
-        return len(self.places) + self.shortfall
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, in types that load with `weights_only=True`."""
-        return {
-            "places": self.places,
-            "random": [_state_of(random) for random in self.random],
-            "random_after": _state_of(self.random_after),
-            "shortfall": self.shortfall,
-        }
-
-    @classmethod
-    def from_state_dict(cls, state_dict: dict[str, Any]) -> "Replay":
-        """What `state_dict` was taken from."""
-        random = [_random_of(state) for state in state_dict["random"]]
-        places = [tuple(place) for place in state_dict["places"]]
-        if len(places) != len(random):
-            raise ValueError(f"a replay of {len(places)} batches must have as many random states, got {len(random)}")
-        return cls(places, random, _random_of(state_dict["random_after"]), state_dict["shortfall"])
 
 
 class ExactResume:
@@ -154,8 +110,8 @@ class ExactResume:
             "position": position,
             "replay": replay.state_dict(),
             "now": (now or RandomState()).state_dict(),
-            "epoch": _state_of(self._epoch),
-            "fetch": _state_of(self._fetch),
+            "epoch": state_of(self._epoch),
+            "fetch": state_of(self._fetch),
             "loaders": self._loaders if position else [],
         }
 
@@ -181,7 +137,7 @@ class ExactResume:
         self._loaded = {
             **state,
             "replay": Replay.from_state_dict(state["replay"]),
-            **{name: _random_of(state[name]) for name in ("now", "epoch", "fetch")},
+            **{name: random_of(state[name]) for name in ("now", "epoch", "fetch")},
         }
 
     def _pass_over(self, trainer: Trainer, loaded: dict[str, Any]) -> list[Any]:
@@ -246,11 +202,3 @@ def _warn_of_what_is_lost(trainer: Trainer, replay: Replay) -> None:
             "SpikeGuard: the checkpoint was written while batches were being replayed. Those that were left are"
             " lost, as a loader with a `state_dict` goes on where it was."
         )
-
-
-def _state_of(random: RandomState | None) -> dict[str, Any] | None:
-    return None if random is None else random.state_dict()
-
-
-def _random_of(state: dict[str, Any] | None) -> RandomState | None:
-    return None if state is None else RandomState.from_state_dict(state)
