@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a `SpikeGuard` without arguments watches and does."""
 
-from lightning_stable.detectors import Detector, MedianDeviation
+from lightning_stable.detectors import Detector, LevelShift, MedianDeviation
 from lightning_stable.guard.responses import Halt, Response, ScaleLR, SkipStep
 from lightning_stable.guard.rollback import Rollback
 from lightning_stable.guard.signals import GRAD_NORM, LOSS
@@ -18,6 +18,18 @@ def default_watch() -> dict[str, Detector]:
         ['grad_norm', 'loss']
     """
     return {LOSS: MedianDeviation(min_rise=0.15), GRAD_NORM: MedianDeviation(min_ratio=4.0)}
+
+
+def default_warnings() -> dict[str, Detector]:
+    """Return the detector of a loss that diverges slowly.
+
+    The value that ends a block is no worse than those before it, so an alarm is no reason to veto the step it came at.
+
+    Example:
+        >>> default_warnings()["loss"].block
+        100
+    """
+    return {LOSS: LevelShift()}
 
 
 def default_ladder() -> list[Response]:

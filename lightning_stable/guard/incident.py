@@ -5,10 +5,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+WARNING = "Warning"  # the response of what only people are told of
+
 
 @dataclass
 class Incident:
-    """One spike and what was done about it.
+    """One spike and what was done about it; or a warning, about which nothing was done.
 
     Args:
         step: The loggers' x axis; it never goes back.
@@ -18,7 +20,7 @@ class Incident:
         signal: What gave it away, for example `loss`.
         value: The signal's value, possibly not finite.
         threshold: The largest value that would have passed; infinite where only finiteness was asked.
-        response: The class name of the response.
+        response: The class name of the response; `Warning` if there was none.
         restored: What was put back, in words.
         steps_skipped: Optimizer steps that were vetoed and forgotten.
         steps_rolled_back: Good optimizer steps that were undone.
@@ -26,7 +28,8 @@ class Incident:
             at most so many.
         norm_before: The l2 norm of the gradients before `ClipStep` shrank them; `None` if it did not.
         norm_after: Their norm after it.
-        notes: What side responses have done, and what they could not do.
+        notes: Gradient entries that were not finite; what side responses have done, and what they could not do; of a
+            warning, which detector has raised it.
         seconds_lost: Wall-clock time that went into work that was thrown away.
         time: When, ISO 8601.
         rank: With several ranks, the one with the largest loss, or the first whose loss was not finite.
@@ -56,6 +59,11 @@ class Incident:
     seconds_lost: float = 0.0
     time: str = ""
     rank: int | None = None
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether people were told and nothing else was done."""
+        return self.response == WARNING
 
     def to_json(self) -> dict[str, Any]:
         """The fields in what JSON can say: a non-finite number becomes `"nan"`, `"inf"` or `"-inf"`."""

@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,18 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stable._lightning.loggers import log_scalars, log_text, logging_step
 from lightning_stable._lightning.progress_bar import show
-from lightning_stable._lightning.trainer import log_every_n_steps
+from lightning_stable._lightning.trainer import gradient_scaler, log_every_n_steps
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.signals import GRAD_NORM, LOSS, UPDATE_NORM
+from lightning_stable.guard.window import Window
 from lightning_stable.optim import StepGate
 
 FILE_NAME = "incidents.jsonl"
+_NOT_FINITE = ("non_finite_losses", "non_finite_gradients")
 
 
 class Journal:
-    """Records incidents and validation losses, and tells of them.
+    """Records incidents, warnings, overflows and validation losses, and tells of them.
 
     Example:
         >>> journal = Journal()
@@ -38,7 +39,8 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self.incidents: list[Incident] = []
+        self.records: list[Incident] = []  # warnings, too
+        self.overflows = 0  # steps that were left to the gradient scaler
         self.best_val_loss = math.inf
         self.last_val_loss = math.nan
         self.snapshots = ""  # what they take, in words
@@ -48,8 +50,18 @@ class Journal:
     def begin(self, trainer: Trainer) -> None:
         """Ask where the logs are, on all ranks: the Trainer asks rank 0, and waits for the others to ask, too."""
         self._folder = trainer.log_dir
-        if self.incidents and trainer.is_global_zero:  # before a resume, perhaps with another folder
+        if self.records and trainer.is_global_zero:  # before a resume, perhaps with another folder
             self._write()
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """The interventions."""
+        return [record for record in self.records if not record.is_warning]
+
+    @property
+    def warnings(self) -> list[Incident]:
+        """What only people were told of."""
+        return [record for record in self.records if record.is_warning]
 
     @property
     def steps_skipped(self) -> int:
@@ -67,32 +79,44 @@ class Journal:
         return sum(incident.seconds_lost for incident in self.incidents)
 
     def record(self, trainer: Trainer, incident: Incident) -> None:
-        """Write `incident` to the file and the loggers, and say so."""
-        self.incidents.append(incident)
-        rank_zero_info(f"SpikeGuard: {incident}")
-        if not trainer.is_global_zero:
-            return
-        log_text(trainer, "stability/incident", _markdown(incident))
-        log_scalars(trainer, {"stability/incidents": len(self.incidents)})
-        self._write()
+        """Write `incident` to the file and the loggers, and say so; a warning is said as one."""
+        self.records.append(incident)
+        if trainer.is_global_zero:
+            log_text(trainer, "stability/incident", _markdown(incident))
+            log_scalars(trainer, self._counts())
+            self._write()
+        if incident.is_warning:
+            said = ", ".join([str(incident), *incident.notes])
+            rank_zero_warn(
+                f"SpikeGuard: {said}. Nothing was done about it. Lower the learning rate, go back to an earlier"
+                " checkpoint, or look at the data. `SpikeGuard(warn=...)` says what is warned of."
+            )
+        else:
+            rank_zero_info(f"SpikeGuard: {incident}")
 
-    def log_step(self, trainer: Trainer, readings: Mapping[str, float], gate: StepGate, is_spike: bool) -> None:
+    def has_warned(self, incident: Incident) -> bool:
+        """Whether the same was written down before, of the same step of the model."""
+        told = [(one.signal, one.global_step, one.epoch) for one in self.warnings]
+        return (incident.signal, incident.global_step, incident.epoch) in told
+
+    def log_step(self, trainer: Trainer, window: Window, gate: StepGate) -> None:
         """Show what the step was judged by; log it when Lightning logs, and at every spike."""
         lr = float(gate.optimizer.param_groups[0]["lr"]) * gate.scale
-        count = len(self.incidents)
-        shown = {key: value for key, value in readings.items() if key in (LOSS, GRAD_NORM, UPDATE_NORM)}
+        shown = {key: value for key, value in window.readings.items() if key in (LOSS, GRAD_NORM, UPDATE_NORM)}
         texts = {key: f"{value:.3f}" for key, value in shown.items()}
-        show(trainer, {**texts, "lr": f"{lr:.2e}", "incidents": str(count)})
+        show(trainer, {**texts, "lr": f"{lr:.2e}", "incidents": str(len(self.incidents))})
         every = log_every_n_steps(trainer)
-        if not is_spike and (every == 0 or (logging_step(trainer) + 1) % every):
+        if not window.is_spike and (every == 0 or (logging_step(trainer) + 1) % every):
             return
         log_scalars(
             trainer,
             {
                 **{f"stability/{key}": value for key, value in shown.items()},
+                **({f"stability/{key}": getattr(window, key) for key in _NOT_FINITE} if window.stepped else {}),
                 "stability/lr": lr,
                 "stability/lr_scale": gate.scale,
-                "stability/incidents": count,
+                **self._counts(),
+                **({"stability/overflows": self.overflows} if gradient_scaler(trainer) is not None else {}),
                 "stability/global_step": trainer.global_step,
             },
         )
@@ -127,13 +151,19 @@ class Journal:
             ("steps rolled back", f"{self.steps_rolled_back}"),
             ("seconds lost", f"{self.seconds_lost:.1f}"),
         ]
+        if self.warnings:
+            by_signal = Counter(warning.signal for warning in self.warnings)
+            counted = ", ".join(f"{number} {name}" for name, number in by_signal.items())
+            rows.insert(2, ("warnings", f"{len(self.warnings)} ({counted})"))
+        if self.overflows:
+            rows.insert(-1, ("overflows left to the scaler", f"{self.overflows}"))
         if passed_over := sum(incident.batches_passed_over for incident in self.incidents):
             rows.insert(-1, ("batches passed over", f"{passed_over}"))
         if self.snapshots:
             rows.append(("snapshots", self.snapshots))
         if not math.isnan(self.last_val_loss):
             rows.append(("validation loss", f"best {self.best_val_loss:.4f}, last {self.last_val_loss:.4f}"))
-        if self._folder and (trainer.loggers or self.incidents):
+        if self._folder and (trainer.loggers or self.records):
             rows.append(("logs", self._folder))
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("look at them", f"tensorboard --logdir {self._folder}"))
@@ -160,24 +190,29 @@ class Journal:
         console.print(table, soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The incidents and validation losses so far, in plain types."""
+        """The incidents, warnings, overflows and validation losses so far, in plain types."""
         return {
-            "incidents": [incident.to_json() for incident in self.incidents],
+            "incidents": [record.to_json() for record in self.records],
+            "overflows": self.overflows,
             "best_val_loss": self.best_val_loss,
             "last_val_loss": self.last_val_loss,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict`."""
-        self.incidents = [Incident.from_json(fields) for fields in state_dict["incidents"]]
+        self.records = [Incident.from_json(fields) for fields in state_dict["incidents"]]
+        self.overflows = state_dict["overflows"]
         self.best_val_loss = state_dict["best_val_loss"]
         self.last_val_loss = state_dict["last_val_loss"]
+
+    def _counts(self) -> dict[str, float]:
+        return {"stability/incidents": len(self.incidents), "stability/warnings": len(self.warnings)}
 
     def _write(self) -> None:
         if not self._can_write or self._folder is None:
             return
         folder = Path(self._folder)
-        lines = "".join(json.dumps(incident.to_json()) + "\n" for incident in self.incidents)
+        lines = "".join(json.dumps(record.to_json()) + "\n" for record in self.records)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / FILE_NAME, lines.encode())

@@ -71,6 +71,7 @@ class Response(ABC):
     needs_batches = False  # those of the step that spiked
     vetoes = True  # the optimizer is kept from moving, and `respond` is called when the step is over
     is_side = False  # acts beside the response that answers, and does not use up the spike
+    takes_warnings = False  # acts at a warning, too, which spends nothing
     halts = False
 
     def __init__(self, times: int) -> None:

@@ -3,7 +3,7 @@
 
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stable.guard.incident import Incident
-from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.responses import Actions, Response
 from lightning_stable.guard.saved_step import write_step
 
@@ -59,21 +58,6 @@ class SideResponse(Response):
     @abstractmethod
     def act(self, scene: Scene) -> None:
         """Do it; what people should know of it goes to the incident's notes."""
-
-
-def record(journal: Journal, scene: Scene, sides: Sequence[Response]) -> None:
-    """Write the scene's incident down; `sides` act before that, so that they may add notes, or after it.
-
-    Example:
-        >>> record.__name__  # needs a running fit; see `SpikeGuard`
-        'record'
-    """
-    for is_after in (False, True):
-        if is_after:
-            journal.record(scene.trainer, scene.incident)
-        for side in sides:
-            if isinstance(side, SideResponse) and side.after_record == is_after:
-                side.act(scene)
 
 
 class SaveBatch(SideResponse):
@@ -131,14 +115,14 @@ class SaveBatch(SideResponse):
 
 
 class Notify(SideResponse):
-    """Call a function with the `Incident`, once it is written down.
+    """Call a function with the `Incident`, once it is written down; also with a warning, whose `is_warning` is true.
 
     An exception in the function is a warning, never the end of the run. With several processes the first one calls.
 
     Args:
         function: A function of one argument, the `Incident`; or its import path, such as `my_module.tell`. The default
             prints the incident.
-        times: How often before clean steps fill its budget again, at least 1.
+        times: How often before clean steps fill its budget again, at least 1. A warning spends nothing of it.
 
     Raises:
         ValueError: If `times` is below 1, or `function` is neither a function nor the import path of one.
@@ -150,6 +134,7 @@ class Notify(SideResponse):
     """
 
     after_record = True
+    takes_warnings = True
 
     def __init__(self, function: Any = "builtins.print", times: int = 100) -> None:
         super().__init__(times)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import logging_step
 from lightning_stable.detectors import Detector
-from lightning_stable.guard.defaults import default_ladder, default_watch
+from lightning_stable.guard.defaults import default_ladder, default_warnings, default_watch
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
@@ -19,12 +19,13 @@ from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
 from lightning_stable.guard.replays import Replay
+from lightning_stable.guard.reports import Reports
 from lightning_stable.guard.responses import Response, TrainingHalted
 from lightning_stable.guard.resume.checkpoint_state import check_state
 from lightning_stable.guard.resume.exact_resume import ExactResume
 from lightning_stable.guard.resume.resume_guard import ResumeGuard
-from lightning_stable.guard.side_responses import Scene, SideResponse, record
-from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS, UPDATE_NORM, Anomaly, GradientReading, Signals
+from lightning_stable.guard.side_responses import SideResponse
+from lightning_stable.guard.signals import GRAD_NORM, UPDATE_NORM, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.step_reading import read_step, signal_suffix
 from lightning_stable.guard.window import Window
@@ -79,10 +80,13 @@ class SpikeGuard(Callback):
             weights may not move 5 times as far as such steps have moved them before, while the loaded state is kept;
             else the moments are zeroed, and the run goes on from the loaded state. 0 checks nothing.
         resume_ramp: Optimizer steps in which the learning rate comes back from a tenth after that; 0 leaves it alone.
+        warn: From signal, as in `watch`, to a detector whose alarm is no spike: it is asked once a step is healthy, and
+            an alarm only tells people, once where it begins. By default a `LevelShift` of the loss, which finds slow
+            divergence; `{}` for none.
 
     Raises:
         ValueError: If an argument is out of its range, or, from `fit`, if the snapshots would take too much memory.
-        TypeError: If `watch` or `ladder` hold something else than detectors and responses.
+        TypeError: If `watch`, `warn` or `ladder` hold something else than detectors and responses.
         TrainingHalted: From `fit`, when the ladder has come to `Halt`.
 
     Example:
@@ -111,9 +115,12 @@ class SpikeGuard(Callback):
         cooldown: int = 0,
         resume_steps: int = 50,
         resume_ramp: int = 50,
+        warn: dict[str, Detector] | None = None,
     ) -> None:
         super().__init__()
-        self._signals = Signals(default_watch() if watch is None else watch)
+        self._signals = Signals(
+            default_watch() if watch is None else watch, default_warnings() if warn is None else warn
+        )
         self._ladder = Ladder(default_ladder() if ladder is None else ladder, forgive_after, cooldown)
         check_snapshots(snapshot_every, snapshots, snapshot_to, max_bytes, self._ladder)
         self._snapshot_every = snapshot_every
@@ -121,6 +128,7 @@ class SpikeGuard(Callback):
         self._snapshot_to: Literal["device", "host"] = snapshot_to
         self._max_bytes = max_bytes
         self._journal = Journal()
+        self._reports = Reports(self._journal, self._ladder)
         self._resume = ExactResume()
         self._resumed = ResumeGuard(resume_steps, resume_ramp)
         self._recovery: Recovery | None = None
@@ -133,7 +141,12 @@ class SpikeGuard(Callback):
     @property
     def incidents(self) -> list[Incident]:
         """Every intervention so far, also those before a resume."""
-        return list(self._journal.incidents)
+        return self._journal.incidents
+
+    @property
+    def warnings(self) -> list[Incident]:
+        """Every warning so far, also those before a resume."""
+        return self._journal.warnings
 
     @property
     def ladder(self) -> Ladder:
@@ -241,11 +254,12 @@ class SpikeGuard(Callback):
         logged = self._signals.read_logged(trainer)
         step = read_step(trainer, optimizer, window.losses, logged, self._signals.logged_keys)
         window.losses.clear()
+        window.count(step)
         if step.is_overflow:
+            self._journal.overflows += 1
             return  # the gradient scaler skips it by itself and needs to learn from it
         suffix = signal_suffix(trainer.optimizers, optimizer)
-        numbers = {GRAD_NORM: step.norm, LOSS: step.loss, LARGEST_LOSS: step.largest_loss}
-        readings = {**{f"{key}{suffix}": value for key, value in numbers.items() if value is not None}, **step.logged}
+        readings = step.signals(suffix)
         window.readings.update(readings)
         anomaly = self._signals.judge(readings)
         if anomaly is not None:
@@ -273,12 +287,13 @@ class SpikeGuard(Callback):
             self._resumed.note_first_loss(self._window)
             self._respond(trainer, pl_module, recovery)
         elif self._window.stepped:
-            self._signals.accept(self._window.readings)
+            alarms = self._signals.accept(self._window.readings)
+            self._reports.warnings(trainer, pl_module, recovery, self._window, alarms)
             self._ladder.clean_step(recovery.replays.is_on)
             recovery.clean_step()
             self._resumed.after_step(recovery, self._window)
             if self._window.is_spike:
-                self._record(trainer, pl_module, recovery)
+                self._reports.spike(trainer, pl_module, recovery, self._window)
         self._end_window(trainer, recovery)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -380,24 +395,13 @@ class SpikeGuard(Callback):
         self._signals.reject(window.readings)
         if response.vetoes:
             window.restored += response.respond(recovery)
-        self._record(trainer, pl_module, recovery)
+        self._reports.spike(trainer, pl_module, recovery, window)
         if response.halts:
-            self._journal.log_step(trainer, window.readings, recovery.gates[0], is_spike=True)
+            self._journal.log_step(trainer, window, recovery.gates[0])
             raise TrainingHalted(self._journal.halt_report())
 
-    def _record(self, trainer: Trainer, pl_module: LightningModule, recovery: Recovery) -> None:
-        """Write the incident down, and let the side responses act."""
-        window = self._window
-        incident = window.incident(
-            logging_step(trainer), recovery.steps_before_window, trainer.current_epoch, **vars(recovery.aftermath)
-        )
-        scene = Scene(
-            trainer, pl_module, incident, window.readings, recovery.window, recovery.random_before.state_dict()
-        )
-        record(self._journal, scene, self._ladder.side_responses())
-
     def _end_window(self, trainer: Trainer, recovery: Recovery) -> None:
-        self._journal.log_step(trainer, self._window.readings, recovery.gates[0], self._window.is_spike)
+        self._journal.log_step(trainer, self._window, recovery.gates[0])
         recovery.end_window()
         self._window = Window()
 

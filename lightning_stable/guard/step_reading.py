@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guard reads of a step, the same on all ranks: one collective call and one wait for the device."""
+"""What the guard reads of a step, the same on all ranks: one collective call and one wait for the device.
+
+A second one of each, to find the entries, only if the norm of the gradients is not finite, which all ranks know alike.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,9 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import gradient_scaler
 from lightning_stable.functional.tensor_norms import copies_of, local
+from lightning_stable.guard.signals import GRAD_NORM, LARGEST_LOSS, LOSS
+
+_NAMED = 3  # parameters whose gradients are not finite; a NaN is soon in all of them
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class StepReading:
         scale: Of the gradient scaler; 1 without one.
         logged: Watched keys that were logged, the mean of the ranks that have.
         rank: Of the largest loss, or of the first one that is not finite; `None` in one process.
+        non_finite_losses: How many losses of the window are NaN or infinite, over all ranks.
+        non_finite_gradients: From parameter to how many entries of its gradient are, where there are any; what several
+            ranks hold alike counts once. A norm may be infinite where all entries are finite.
 
     Example:
         >>> StepReading(loss=2.0, norm=1.0).is_finite
@@ -38,6 +47,8 @@ class StepReading:
     largest_loss: float | None = None
     logged: dict[str, float] = field(default_factory=dict)
     rank: int | None = None
+    non_finite_losses: int = 0
+    non_finite_gradients: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
@@ -48,6 +59,11 @@ class StepReading:
     def is_overflow(self) -> bool:
         """Whether it is the gradient scaler's to skip, and to learn from."""
         return self.scale > 1.0 and not math.isfinite(self.norm) and (self.loss is None or math.isfinite(self.loss))
+
+    def signals(self, suffix: str) -> dict[str, float]:
+        """The numbers by the names they are watched by, with `suffix` behind those that every optimizer has."""
+        numbers = {GRAD_NORM: self.norm, LOSS: self.loss, LARGEST_LOSS: self.largest_loss}
+        return {**{f"{key}{suffix}": value for key, value in numbers.items() if value is not None}, **self.logged}
 
 
 def read_step(
@@ -79,12 +95,28 @@ def read_step(
     factor = accumulated / scale
     if trainer.world_size > 1:
         rows = _gather(_packed(optimizer, losses, logged, keys, trainer.world_size), trainer)
-        return _combined(rows, keys, factor, unscale, scale)
+        reading = _combined(rows, keys, factor, unscale, scale)
+    else:
+        reading = _read_alone(optimizer, losses, logged, factor, unscale, scale)
+    if math.isfinite(reading.norm):
+        return reading
+    return replace(reading, non_finite_gradients=_non_finite_gradients(trainer, optimizer))
+
+
+def _read_alone(
+    optimizer: Optimizer,
+    losses: Sequence[Tensor],
+    logged: Mapping[str, float],
+    factor: float,
+    unscale: float,
+    scale: float,
+) -> StepReading:
     norm = gradient_norm(optimizer).float()
     on_device = [loss.to(norm.device, torch.float32).mean() for loss in losses]
     *values, norm_value = torch.stack([*on_device, norm]).tolist()
     loss = factor * sum(values) / len(values) if values else None
-    return StepReading(loss, norm_value / unscale, scale, logged=dict(logged))
+    bad = sum(not math.isfinite(value) for value in values)
+    return StepReading(loss, norm_value / unscale, scale, logged=dict(logged), non_finite_losses=bad)
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
@@ -98,6 +130,18 @@ def gradient_norm(optimizer: Optimizer) -> Tensor:
     """
     gradients = _gradients(optimizer)
     return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+
+def describe(non_finite: Mapping[str, int]) -> str:
+    """How many entries are not finite, and the first parameters they are in.
+
+    Example:
+        >>> describe({"head.weight": 12, "head.bias": 1})
+        '13 gradient entries are not finite, in head.weight, head.bias'
+    """
+    count, more = sum(non_finite.values()), len(non_finite) - _NAMED
+    names = ", ".join(list(non_finite)[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{count} gradient {'entry is' if count == 1 else 'entries are'} not finite, in {names}"
 
 
 def signal_suffix(optimizers: Sequence[Optimizer], optimizer: Optimizer) -> str:
@@ -115,7 +159,10 @@ def signal_suffix(optimizers: Sequence[Optimizer], optimizer: Optimizer) -> str:
 def _packed(
     optimizer: Optimizer, losses: Sequence[Tensor], logged: Mapping[str, float], keys: Sequence[str], world_size: int
 ) -> Tensor:
-    """This rank's row: its share of the squared norm, then loss and keys, before each whether there is one."""
+    """This rank's row: its share of the squared norm, how many losses are bad, loss and keys, if there are any.
+
+    Before the loss, and before each key, stands whether there is one.
+    """
     gradients = _gradients(optimizer)
     device = local(gradients[0]).device if gradients else losses[0].device if losses else torch.device("cpu")
     squares = [
@@ -125,13 +172,33 @@ def _packed(
         for gradient in gradients
     ]
     share = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
-    loss = (
-        torch.stack([loss.to(device, torch.float64).mean() for loss in losses]).mean()
-        if losses
-        else share.new_zeros(())
-    )
+    values = torch.stack([loss.to(device, torch.float64).mean() for loss in losses]) if losses else share.new_zeros(1)
+    bad = (~values.isfinite()).sum().to(torch.float64)
     numbers = [number for key in keys for number in (float(key in logged), logged.get(key, 0.0))]
-    return torch.cat([torch.stack([share, share.new_tensor(float(bool(losses))), loss]), share.new_tensor(numbers)])
+    has_loss = share.new_tensor(float(bool(losses)))
+    return torch.cat([torch.stack([share, bad, has_loss, values.mean()]), share.new_tensor(numbers)])
+
+
+def _non_finite_gradients(trainer: Trainer, optimizer: Optimizer) -> dict[str, int]:
+    """From parameter to how many entries of its gradient are NaN or infinite, over all ranks."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = trainer.strategy.root_device
+    counts = torch.stack(
+        [_non_finite_entries(parameter.grad, trainer.world_size).to(device) for parameter in parameters]
+    )
+    if trainer.world_size > 1:
+        dist.all_reduce(counts)
+    names = {parameter: name for name, parameter in trainer.lightning_module.named_parameters()}
+    numbered = enumerate(zip(parameters, counts.tolist(), strict=True))
+    found = {names.get(parameter, f"parameter {index}"): round(count) for index, (parameter, count) in numbered}
+    return {name: count for name, count in found.items() if count}
+
+
+def _non_finite_entries(gradient: Tensor | None, world_size: int) -> Tensor:
+    """How many entries of what this rank holds; of what others hold too, its share."""
+    if gradient is None:
+        return torch.zeros((), dtype=torch.float64)
+    return (~local(gradient).isfinite()).sum().to(torch.float64) / copies_of(gradient, world_size)
 
 
 def _gather(row: Tensor, trainer: Trainer) -> list[list[float]]:
@@ -144,11 +211,11 @@ def _gather(row: Tensor, trainer: Trainer) -> list[list[float]]:
 
 
 def _combined(rows: list[list[float]], keys: Sequence[str], factor: float, unscale: float, scale: float) -> StepReading:
-    losses = {rank: factor * row[2] for rank, row in enumerate(rows) if row[1]}
+    losses = {rank: factor * row[3] for rank, row in enumerate(rows) if row[2]}
     rank = max(losses, key=lambda each: losses[each] if math.isfinite(losses[each]) else math.inf, default=None)
     logged = {}
     for index, key in enumerate(keys):
-        values = [row[4 + 2 * index] for row in rows if row[3 + 2 * index]]
+        values = [row[5 + 2 * index] for row in rows if row[4 + 2 * index]]
         if values:
             logged[key] = sum(values) / len(values)
     return StepReading(
@@ -158,6 +225,7 @@ def _combined(rows: list[list[float]], keys: Sequence[str], factor: float, unsca
         largest_loss=None if rank is None else losses[rank],
         logged=logged,
         rank=rank,
+        non_finite_losses=round(sum(row[1] for row in rows)),
     )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_stable.guard.incident import Incident
+from lightning_stable.guard.incident import WARNING, Incident
 from lightning_stable.guard.responses import Response
 from lightning_stable.guard.signals import Anomaly
+from lightning_stable.guard.step_reading import StepReading, describe
 
 
 @dataclass
@@ -25,6 +26,9 @@ class Window:
         restored: What the response has put back, in words.
         rank: The one that saw it.
         stepped: Whether an optimizer was about to move.
+        non_finite_losses: Micro-batches whose loss was NaN or infinite, over all ranks.
+        non_finite_gradients: Entries of the gradients that were.
+        notes: What else is known of the step, in words.
 
     Example:
         >>> Window(batches=[3]).is_vetoed
@@ -39,6 +43,9 @@ class Window:
     restored: list[str] = field(default_factory=list)
     rank: int | None = None
     stepped: bool = False
+    non_finite_losses: int = 0
+    non_finite_gradients: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_spike(self) -> bool:
@@ -50,22 +57,44 @@ class Window:
         """Whether the optimizers are kept from moving."""
         return self.response is not None and self.response.vetoes
 
+    def count(self, step: StepReading) -> None:
+        """Add what was not finite in one optimizer's step."""
+        self.non_finite_losses += step.non_finite_losses
+        self.non_finite_gradients += sum(step.non_finite_gradients.values())
+        if step.non_finite_gradients:
+            self.notes.append(describe(step.non_finite_gradients))
+
     def incident(self, step: int, global_step: int, epoch: int, **numbers: Any) -> Incident:
         """What is written down of it."""
         assert self.anomaly is not None
         assert self.response is not None
+        return self._written_down(
+            self.anomaly,
+            step,
+            global_step,
+            epoch,
+            response=type(self.response).__name__,
+            restored=self.restored,
+            steps_skipped=int(self.response.vetoes),
+            rank=self.rank,
+            notes=list(self.notes),
+            **numbers,
+        )
+
+    def warning(self, alarm: Anomaly, step: int, global_step: int, epoch: int) -> Incident:
+        """What is written down of an alarm at a step that was healthy."""
+        notes = [f"raised by {alarm.detector}"]
+        return self._written_down(alarm, step, global_step, epoch, response=WARNING, notes=notes)
+
+    def _written_down(self, anomaly: Anomaly, step: int, global_step: int, epoch: int, **more: Any) -> Incident:
         return Incident(
             step=step,
             global_step=global_step,
             epoch=epoch,
             batches=list(self.batches),
-            signal=self.anomaly.signal,
-            value=self.anomaly.value,
-            threshold=self.anomaly.verdict.threshold,
-            response=type(self.response).__name__,
-            restored=self.restored,
-            steps_skipped=int(self.response.vetoes),
-            rank=self.rank,
-            **numbers,
+            signal=anomaly.signal,
+            value=anomaly.value,
+            threshold=anomaly.verdict.threshold,
+            **more,
             time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )

@@ -13,6 +13,7 @@ from typing import Any
 from lightning_stable.studies.event_files import DamagedEvents, read_event_scalars
 
 INCIDENTS = "incidents.jsonl"
+WARNING = "Warning"  # the response of what people were only told of
 Points = list[tuple[int, float]]
 """Steps and values, in order of the steps."""
 
@@ -35,6 +36,7 @@ class RunLog:
         scalars: From tag to its points.
         incidents: The guard's interventions, as in `incidents.jsonl`, their numbers as floats.
         notes: What could not be read, in words.
+        warnings: What the guard has only warned of, as in `incidents.jsonl` too.
 
     Example:
         >>> log = RunLog(Path("runs/x"), {"train_loss": [(0, 4.0), (1, 3.0)], "train_loss_epoch": [(1, 3.5)]})
@@ -46,6 +48,7 @@ class RunLog:
     scalars: dict[str, Points] = field(default_factory=dict)
     incidents: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def first(self, *patterns: str) -> tuple[str, Points] | None:
         """The first tag that is there: exactly, as `text*` from its beginning, or as `*text` anywhere.
@@ -87,7 +90,7 @@ class RunLog:
     @property
     def steps_tried(self) -> int:
         """Steps on the x axis, which counts from 0 and never goes back."""
-        return self.last_step + 1 if self.scalars or self.incidents else 0
+        return self.last_step + 1 if self.scalars or self.incidents or self.warnings else 0
 
     @property
     def optimizer_steps(self) -> int:
@@ -100,9 +103,9 @@ class RunLog:
 
     @property
     def last_step(self) -> int:
-        """The largest step of any scalar or incident."""
+        """The largest step of any scalar, incident or warning."""
         ends = [points[-1][0] for points in self.scalars.values() if points]
-        return max([*ends, *(incident["step"] for incident in self.incidents)], default=0)
+        return max([*ends, *(told["step"] for told in (*self.incidents, *self.warnings))], default=0)
 
     def _points(self, *patterns: str) -> Points:
         found = self.first(*patterns)
@@ -128,10 +131,11 @@ def read_run(folder: Path) -> RunLog:
     if not folder.is_dir():
         raise NoRun(f"{folder}: no such directory.")
     scalars = _read_events(folder) if any(folder.glob("*tfevents*")) else _read_csv(folder / "metrics.csv")
-    incidents, notes = _read_incidents(folder / INCIDENTS)
-    if not scalars and not incidents:
+    told, notes = _read_incidents(folder / INCIDENTS)
+    if not scalars and not told:
         raise NoRun(f"{folder}: no TensorBoard event files, no metrics.csv and no {INCIDENTS}.{runs_below(folder)}")
-    return RunLog(folder, scalars, incidents, notes)
+    incidents = [one for one in told if one["response"] != WARNING]
+    return RunLog(folder, scalars, incidents, notes, [one for one in told if one["response"] == WARNING])
 
 
 def newest_run(folder: Path) -> Path:
@@ -270,6 +274,7 @@ def _incident(line: str) -> dict[str, Any]:
         "step": int(incident["step"]),
         "response": str(incident["response"]),
         "batches": batches,
+        "notes": [str(note) for note in list(incident.get("notes", []))],
         "seconds_lost": float(incident.get("seconds_lost", 0.0)),
     }
 

@@ -28,6 +28,7 @@ _RESPONSES = {  # colours that the colour-blind tell apart (Okabe and Ito), mild
     "Halt": "#d55e00",
 }
 _UNKNOWN_RESPONSE = "#6c757d"
+_WARNING = "#0072b2"
 _WIDTH, _LEFT, _RIGHT = 12.0, 0.075, 0.985  # inches, and parts of them
 _HEADER, _LEGEND_ROW, _PANELS = 0.72, 0.27, 7.2  # inches
 _ENTRIES_A_ROW = 6
@@ -102,9 +103,11 @@ def _draw_validation(axes: Axes, log: RunLog) -> None:
 
 
 def _mark_incidents(axes: Axes, log: RunLog, points: Points) -> None:
-    """A faint line through all panels, and a mark where the vetoed step would have been."""
+    """A faint line through all panels, and a mark where the vetoed step would have been; of a warning a dotted line."""
     values = dict(points)
     bottom, top = axes.get_ylim()
+    for warning in log.warnings:
+        axes.axvline(warning["step"], color=_WARNING, lw=1.2, ls=":", zorder=1.5)
     for incident in log.incidents:
         step, colour = incident["step"], _colour(incident["response"])
         axes.axvline(step, color=colour, lw=1.0, alpha=0.45, zorder=1.5)
@@ -232,6 +235,8 @@ def _legend_rows(log: RunLog, other: RunLog | None) -> list[list[Artist]]:
         Line2D([], [], color=_colour(name), marker="o", ms=6.5, lw=0, label=f"{_short(name)} ({number})")
         for name, number in sorted(counts.items(), key=_severity)
     ]
+    if log.warnings:
+        marks.append(Line2D([], [], color=_WARNING, lw=1.2, ls=":", label=f"warning ({len(log.warnings)})"))
     return [curves, *(marks[start : start + _ENTRIES_A_ROW] for start in range(0, len(marks), _ENTRIES_A_ROW))]
 
 

@@ -8,14 +8,21 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_stable.studies.pictures import try_to_draw
 from lightning_stable.studies.run_log import INCIDENTS, NoRun, RunLog, lost_from, newest_run, read_run
 from lightning_stable.studies.table import plain_table, printable
 
+_TITLES = ["step", "epoch", "batch", "signal", "value", "limit"]
 _MOST_INCIDENTS = 30
 _MOST_METRICS = 24
-_NOT_METRICS = {"epoch", "stability/global_step", "stability/incidents"}  # said in the last sentence
+_NOT_METRICS = {
+    "epoch",
+    "stability/global_step",
+    "stability/incidents",
+    "stability/warnings",
+}  # said in the last sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in (*log.notes, *(other.notes if other else ())):
         print(f"lightning-stable report: {printable(note)}", file=sys.stderr)
     _print_incidents(log)
+    _print_warnings(log)
     _print_metrics(log, other)
     status = _draw(log, other, options.out or folder / "report.png")
     print(textwrap.fill(summary(log), 80, break_long_words=False, break_on_hyphens=False))
@@ -59,6 +67,7 @@ def summary(log: RunLog) -> str:
     lost = lost_from(log.loss)
     parts = [
         _incidents(log),
+        f"warned {_count(len(log.warnings), 'time')}" if log.warnings else "",
         f"the loss is not finite from step {lost}" if lost is not None else "",
         f"last {printable(final[0])} {_show(final[1][-1][1])}" if final else "",
     ]
@@ -94,23 +103,37 @@ def _print_incidents(log: RunLog) -> None:
     if not log.incidents:
         print(f"No incidents in {log.folder}.\n")
         return
-    titles = ["step", "epoch", "batch", "signal", "value", "limit", "response", "undone"]
+    titles = [*_TITLES, "response", "undone"]
     rows = [
-        [
-            str(incident["step"]),
-            str(incident.get("epoch", "")),
-            _span(incident.get("batches", [])),
-            str(incident.get("signal", "")).removeprefix("stability/"),
-            _show(incident["value"]),
-            _show(incident["threshold"]) if math.isfinite(incident["threshold"]) else "finite",
-            incident["response"],
-            str(incident.get("steps_rolled_back") or ""),
-        ]
+        [*_told(incident), incident["response"], str(incident.get("steps_rolled_back") or "")]
         for incident in log.incidents[:_MOST_INCIDENTS]
     ]
     print(plain_table(f"Incidents in {log.folder}", titles, rows))
-    if len(log.incidents) > _MOST_INCIDENTS:
-        print(f"and {len(log.incidents) - _MOST_INCIDENTS} more incidents: {log.folder / INCIDENTS}\n")
+    _print_more(log, log.incidents, "incidents")
+
+
+def _print_warnings(log: RunLog) -> None:
+    if not log.warnings:
+        return
+    rows = [[*_told(warning), ", ".join(warning["notes"])] for warning in log.warnings[:_MOST_INCIDENTS]]
+    print(plain_table(f"Warnings in {log.folder}, about which nothing was done", [*_TITLES, "notes"], rows))
+    _print_more(log, log.warnings, "warnings")
+
+
+def _told(incident: dict[str, Any]) -> list[str]:
+    return [
+        str(incident["step"]),
+        str(incident.get("epoch", "")),
+        _span(incident.get("batches", [])),
+        str(incident.get("signal", "")).removeprefix("stability/"),
+        _show(incident["value"]),
+        _show(incident["threshold"]) if math.isfinite(incident["threshold"]) else "finite",
+    ]
+
+
+def _print_more(log: RunLog, told: Sequence[dict[str, Any]], noun: str) -> None:
+    if len(told) > _MOST_INCIDENTS:
+        print(f"and {len(told) - _MOST_INCIDENTS} more {noun}: {log.folder / INCIDENTS}\n")
 
 
 def _print_metrics(log: RunLog, other: RunLog | None) -> None:

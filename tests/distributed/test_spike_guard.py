@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
-from lightning_stable.detectors import MedianDeviation
+from lightning_stable.detectors import Above, MedianDeviation
 from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard, TrainingHalted
 from tests.distributed.fitted_net import strategy_for
 from tests.distributed.processes import Net, assert_same, batch, everything, of_both, on_two_ranks
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.xdist_group("distributed_guard")  # their processes are
 BATCHES, SNAPSHOT_EVERY = 24, 4
 NAN, HUGE, TWICE = 9, 18, (20, 21)
 BAD = (NAN, HUGE, *TWICE)
+COUNTS = ("non_finite_losses", "non_finite_gradients")  # logged last at the last spike
 LADDERS = {
     "skip": lambda: [SkipStep(times=9), Halt()],
     "replay": lambda: [Rollback("replay", times=9), Halt()],
@@ -67,7 +68,8 @@ def detectors():
 
 def fit(wrap, rank, indices, bad=(), ladder=None, seed=0, ckpt_path=None, callbacks=(), **settings):
     torch.manual_seed(10 * seed + rank)
-    guard = SpikeGuard(watch=detectors(), ladder=ladder, snapshot_every=SNAPSHOT_EVERY)
+    warn = {"loss": Above(0.0)}
+    guard = SpikeGuard(watch=detectors(), ladder=ladder, snapshot_every=SNAPSHOT_EVERY, warn=warn)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
@@ -88,6 +90,9 @@ def fit(wrap, rank, indices, bad=(), ladder=None, seed=0, ckpt_path=None, callba
         "run": everything(module, trainer.optimizers[0]),
         "random": torch.get_rng_state(),
         "incidents": [(each.batches, each.signal, each.rank, each.response) for each in guard.incidents],
+        "warnings": [(each.batches, each.value) for each in guard.warnings],
+        "notes": [each.notes for each in guard.incidents],
+        "counts": {key: float(trainer.callback_metrics.get(f"stability/{key}", -1)) for key in COUNTS},
         "rolled back": [each.steps_rolled_back for each in guard.incidents],
         "steps": trainer.global_step,
         "lr": trainer.optimizers[0].param_groups[0]["lr"],
@@ -150,6 +155,24 @@ def test_all_ranks_decide_alike_and_name_the_rank(wrap, name, ranks):
     assert [batches for batches, *_ in one["incidents"]] == [[index] for index in BAD]
     assert {rank for _, _, rank, _ in one["incidents"]} == {1}
     assert not torch.equal(one["random"], other["random"])
+
+
+@pytest.mark.parametrize("wrap", ["copies", "shards"])
+def test_all_ranks_count_what_is_not_finite_and_what_they_hold_alike_once(wrap, ranks):
+    one, other = (result["guarded"] for result in ranks(f"{wrap}, skip"))
+    assert one["notes"] == other["notes"]
+    entries = sum(parameter.numel() for parameter in Net().parameters()) - 5  # that of `gain` does not depend on x
+    names = "net.body.0.weight, net.body.0.bias, net.body.2.weight and 3 more"
+    assert one["notes"][0] == [f"{entries} gradient entries are not finite, in {names}"]
+    assert one["counts"] == other["counts"] == {"non_finite_losses": 1, "non_finite_gradients": entries}
+    assert [bool(notes) for notes in one["notes"]] == [index != HUGE for index in BAD]
+
+
+@pytest.mark.parametrize("wrap", ["copies", "shards"])
+def test_all_ranks_warn_of_their_mean_loss(wrap, ranks):
+    one, other = (result["guarded"] for result in ranks(f"{wrap}, skip"))
+    assert one["warnings"] == other["warnings"]
+    assert [batches for batches, _ in one["warnings"]] == [[0]]
 
 
 @pytest.mark.parametrize("wrap", ["copies", "shards"])

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from lightning_stable.guard import SpikeGuard
-from lightning_stable.guard.defaults import default_ladder, default_watch
+from lightning_stable.guard.defaults import default_ladder, default_warnings, default_watch
 from tests.faulty_runs import make_batches, run
 
 
 def test_each_guard_has_detectors_and_responses_of_its_own():
     assert all(one is not other for one, other in zip(default_ladder(), default_ladder(), strict=True))
+    assert default_warnings()["loss"] is not default_warnings()["loss"]
     assert all(default_watch()[key] is not detector for key, detector in default_watch().items())
 
 

@@ -72,6 +72,21 @@ def test_an_incident_says_what_was_done_and_where_the_model_stood(capsys):
     assert "batches passed over 2" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
+def test_incidents_and_warnings_are_kept_together_and_told_apart():
+    journal = Journal()
+    fields = {"epoch": 0, "batches": [1], "signal": "loss", "value": 2.0, "threshold": 1.0}
+    spike = Incident(step=1, global_step=1, response="SkipStep", **fields)
+    warning = Incident(step=2, global_step=1, response="Warning", **fields)
+    journal.records = [spike, warning]
+    assert (journal.incidents, journal.warnings) == ([spike], [warning])
+    assert journal.has_warned(Incident(step=9, global_step=1, response="Warning", **fields))
+    assert not journal.has_warned(Incident(step=9, global_step=2, response="Warning", **fields))
+    assert not journal.has_warned(Incident(step=9, global_step=1, response="Warning", **{**fields, "signal": "other"}))
+    again = Journal()
+    again.load_state_dict(journal.state_dict())
+    assert again.records == journal.records
+
+
 def test_the_summary_is_plain_text_without_rich(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
     run(make_batches(12, {5}), [guard(SkipStep())], epochs=1, default_root_dir=tmp_path)

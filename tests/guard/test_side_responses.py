@@ -160,7 +160,8 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
     guarded = guard(SaveBatch(), SkipStep())
     with pytest.warns(UserWarning, match=r"cannot write .*\(No space left on device\). The run goes on"):
         actual = run(make_batches(COUNT, {5}), [guarded], default_root_dir=tmp_path, epochs=1)
-    assert guarded.incidents[0].notes == ["batch not saved: No space left on device"]
+    not_finite = "193 gradient entries are not finite, in layers.0.weight, layers.0.bias, layers.1.weight and 3 more"
+    assert guarded.incidents[0].notes == [not_finite, "batch not saved: No space left on device"]
     assert_same(actual, run(without(make_batches(COUNT), {5}), epochs=1))
 
 

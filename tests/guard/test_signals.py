@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lightning_stable.detectors import LevelShift, MedianDeviation, NonFinite, Verdict
+from lightning_stable.detectors import Above, LevelShift, MedianDeviation, NonFinite, Verdict
 from lightning_stable.guard.signals import GradientReading, Signals
 
 
@@ -142,6 +142,28 @@ def test_a_level_that_stays_is_a_spike_no_longer():
         assert signals.judge({"loss": 50.0}) is not None
         signals.reject({"loss": 50.0})
     assert signals.judge({"loss": 50.0}) is None
+
+
+def test_a_healthy_step_is_asked_of_warnings_and_judged_without_them():
+    signals = Signals({}, {"loss": Above(2.0), "far": Above(1.0)})
+    assert signals.logged_keys == ["far"]
+    assert signals.judge({"loss": 3.0, "far": math.nan}) is None
+    alarms = signals.accept({"loss": 3.0, "far": math.nan, "grad_norm": 1.0})
+    assert [(one.signal, one.detector) for one in alarms] == [("loss", "Above"), ("far", "Above")]
+    assert signals.accept({"loss": 4.0}) == []
+    assert signals.accept({"loss": 1.0, "loss/1": 5.0, "largest_loss": 9.0})[0].signal == "loss/1"
+    assert [one.signal for one in signals.accept({"loss": 3.0})] == ["loss"]
+    again = Signals({}, {"loss": Above(2.0), "far": Above(1.0)})
+    again.load_state_dict(signals.state_dict())
+    assert again.state_dict() == signals.state_dict()
+    assert again.accept({"loss": 3.0}) == []  # the alarm lasts
+
+
+def test_a_key_that_only_begins_like_a_watched_one_is_another():
+    signals = Signals({"a": Above(1.0)}, {"a": Above(1.0), "a/7": Above(100.0)})
+    assert signals.judge({"a/7": 50.0}) is None
+    assert signals.judge({"a/8": 50.0}) is None
+    assert signals.accept({"a/7": 50.0}) == []
 
 
 def test_a_detector_of_another_kind_begins_anew_and_says_so():

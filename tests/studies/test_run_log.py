@@ -78,6 +78,13 @@ def test_values_that_json_cannot_say_come_back(tmp_path):
     assert math.isnan(log.incidents[1]["value"])
 
 
+def test_warnings_are_no_incidents(tmp_path):
+    log = read_run(write_csv(tmp_path, {}, [incident(3), incident(9, "Warning", notes=["raised by LevelShift"])]))
+    assert [one["step"] for one in log.incidents] == [3]
+    assert [(one["step"], one["notes"]) for one in log.warnings] == [(9, ["raised by LevelShift"])]
+    assert log.last_step == 9
+
+
 def test_a_folder_of_runs_is_no_run_and_the_message_names_the_runs_in_it(tmp_path):
     write_csv(tmp_path / "mine" / "version_0", {"loss": falling(3)})
     with pytest.raises(NoRun, match=r"no TensorBoard event files.*Did you mean .*mine/version_0\?"):

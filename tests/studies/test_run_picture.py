@@ -125,6 +125,17 @@ def test_responses_are_counted_mildest_first_and_unknown_ones_last(tmp_path, fig
     ]
 
 
+def test_a_warning_is_a_line_and_its_step_part_of_the_curve(tmp_path, figure):
+    log = make_log(tmp_path)
+    log.warnings = [{"step": 40, "response": "Warning"}, {"step": 300, "response": "Warning"}]
+    draw(log, tmp_path / "report.png")
+    assert "warning (2)" in labels(figure[0])
+    curve = figure[0].axes[0].lines[1]
+    assert {40, 300} <= set(curve.get_xdata())
+    dotted = [line for line in figure[0].axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in dotted] == [40, 300]
+
+
 def test_runs_are_told_apart_by_their_versions_if_need_be(tmp_path, figure):
     draw(make_log(tmp_path / "a" / "version_0"), tmp_path / "r.png", make_log(tmp_path / "a" / "version_1"))
     assert labels(figure[0])[::2] == ["a/version_0", "a/version_1"]

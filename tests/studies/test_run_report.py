@@ -64,6 +64,16 @@ def test_a_halted_run_is_called_halted(tmp_path):
     assert summary(log).startswith("Halted by 2 incidents")
 
 
+def test_warnings_have_a_table_of_their_own(tmp_path, capsys):
+    told = {"value": 2.25, "threshold": 1.5, "notes": ["raised by LevelShift"], "seconds_lost": 0.0}
+    folder = write_csv(tmp_path, {"train_loss": falling(100)}, [incident(40, "Warning", **told)])
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "about which nothing was done" in out
+    assert "  40      0     40  loss     2.25    1.5  raised by LevelShift" in out
+    assert out.endswith("No incidents in 100 steps; warned 1 time; last train_loss 1.04.\n")
+
+
 def test_a_second_run_is_a_column_and_a_grey_curve(tmp_path, capsys):
     one, other = make_run(tmp_path / "one"), write_csv(tmp_path / "other", {"val_loss": {9: 7.125}})
     assert main([str(one), "--compare", str(other)]) == 0

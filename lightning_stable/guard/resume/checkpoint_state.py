@@ -5,7 +5,7 @@ import copy
 import reprlib
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lightning_stable.guard.incident import Incident
@@ -78,7 +78,12 @@ _NORMS = _Kind(
 )
 
 _STATE = {
-    "signals": {"detectors": _STATES, "kinds": _NAMES, "norms": _NUMBERS},
+    "signals": {
+        "detectors": _STATES,
+        "kinds": _NAMES,
+        "norms": _NUMBERS,
+        "warnings": {"detectors": _STATES, "kinds": _NAMES, "alarmed": _TEXTS},
+    },
     "ladder": {
         "used": _COUNTS,
         "clean_steps": _COUNT,
@@ -86,7 +91,7 @@ _STATE = {
         "cooling_rungs": _COUNT,
         "escalation": {"rollbacks": _COUNT, "windows_left": _COUNT},
     },
-    "journal": {"incidents": _LIST, "best_val_loss": _NUMBER, "last_val_loss": _NUMBER},
+    "journal": {"incidents": _LIST, "overflows": _COUNT, "best_val_loss": _NUMBER, "last_val_loss": _NUMBER},
     "resume": {"has_begun": _TRUTH, "under_way": _TRUTH, "position": _COUNT},
     "resumed": {"losses": _LIST_OF_NUMBERS, "updates": _LIST_OF_NUMBERS, "moments": _NORMS},
     "lr_scale": {"value": _SCALE, "recover_after": _COUNT_OR_NONE, "lowest": _SCALE, "clean_steps": _COUNT},
@@ -172,14 +177,25 @@ def _check_random_states(resume: dict[str, Any]) -> None:
 
 
 def _check_signals(state: dict[str, Any], signals: Signals) -> None:
-    for key in state["detectors"]:
+    warnings_of, none = state["warnings"], {"detectors": {}}
+    for key, alone in _one_by_one(state, "signals"):
+        _try_detector(key, {**state, **alone, "warnings": {**warnings_of, **none}}, "signals", alone, signals)
+    for key, alone in _one_by_one(warnings_of, "signals.warnings"):
+        one = {**state, **none, "warnings": {**warnings_of, **alone}}
+        _try_detector(key, one, "signals.warnings", alone, signals)
+
+
+def _one_by_one(state: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each of the detectors, by its signal, as if it were the only one."""
+    for key, detector in state["detectors"].items():
         if key not in state["kinds"]:
-            raise _refusal("signals.kinds", f"a dictionary with {key!r}", state["kinds"])
-        one = {**state, "detectors": {key: state["detectors"][key]}}
-        where = f"signals.detectors[{key!r}]"
-        _try_out(
-            lambda key=key, one=one: _rehearse(one, key, signals), where, "the state of its detector", one["detectors"]
-        )
+            raise _refusal(f"{where}.kinds", f"a dictionary with {key!r}", state["kinds"])
+        yield key, {"detectors": {key: detector}}
+
+
+def _try_detector(key: str, state: dict[str, Any], where: str, alone: dict[str, Any], signals: Signals) -> None:
+    words = "the state of its detector"
+    _try_out(lambda: _rehearse(state, key, signals), f"{where}.detectors[{key!r}]", words, alone["detectors"])
 
 
 def _rehearse(state: dict[str, Any], key: str, signals: Signals) -> None:

@@ -60,6 +60,23 @@ ABSURD = {
         7,
         "its `signals.detectors['loss']` must be the state of its detector",
     ),
+    "no warnings": (("signals", "warnings"), ..., "its `signals` must be a dictionary with `warnings`"),
+    "warnings of nothing": (
+        ("signals", "warnings", "alarmed"),
+        [3],
+        "its `signals.warnings.alarmed` must be a list",
+    ),
+    "a warning of no kind": (
+        ("signals", "warnings", "kinds"),
+        {},
+        "its `signals.warnings.kinds` must be a dictionary with 'loss'",
+    ),
+    "texts in a block": (
+        ("signals", "warnings", "detectors", "loss", "values"),
+        ["x"] * 99,
+        "its `signals.warnings.detectors['loss']` must be the state of its detector",
+    ),
+    "a scaler that ran backwards": (("journal", "overflows"), -1, "its `journal.overflows` must be a whole number"),
     "texts for norms": (("signals", "norms", "grad_norm"), ["1"], "its `signals.norms` must be from name to a list"),
     "texts for budgets": (("ladder", "used"), "33333", "its `ladder.used` must be a list of whole numbers from 0"),
     "budgets below 0": (("ladder", "used"), [0, 0, 0, -9, 0], "its `ladder.used` must be a list of whole numbers"),
