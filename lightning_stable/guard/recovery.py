@@ -15,13 +15,13 @@ from lightning_stable._lightning.data_fetcher import FetcherTap, Kept
 from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
-from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.replays import Replay, Replays
 from lightning_stable.guard.signals import GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot import Snapshot
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.snapshots.transfer import Transfer
-from lightning_stable.guard.step_state import StepState
+from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.guard.state.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
 
 USER = "spike_guard"

@@ -15,7 +15,6 @@ from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
 from lightning_stable.guard.lr_scale import LRScale
-from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
 from lightning_stable.guard.replays import Replay
@@ -27,6 +26,7 @@ from lightning_stable.guard.resume.resume_guard import ResumeGuard
 from lightning_stable.guard.side_responses import SideResponse
 from lightning_stable.guard.signals import GRAD_NORM, UPDATE_NORM, Anomaly, GradientReading, Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
+from lightning_stable.guard.state.random_state import RandomState
 from lightning_stable.guard.step_reading import read_step, signal_suffix
 from lightning_stable.guard.window import Window
 

@@ -3,8 +3,8 @@
 
 import torch
 
-from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.replays import Replay
+from lightning_stable.guard.state.random_state import RandomState
 
 
 def test_a_replay_survives_a_checkpoint(tmp_path):

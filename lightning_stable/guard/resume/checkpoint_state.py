@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lightning_stable.guard.incident import Incident
-from lightning_stable.guard.random_state import RandomState
 from lightning_stable.guard.replays import Replay
 from lightning_stable.guard.signals import Signals
+from lightning_stable.guard.state.random_state import RandomState
 
 
 class _Kind(NamedTuple):

@@ -23,8 +23,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stable._lightning import data_fetcher, progress
-from lightning_stable.guard.random_state import RandomState, random_of, state_of
 from lightning_stable.guard.replays import Replay
+from lightning_stable.guard.state.random_state import RandomState, random_of, state_of
 
 _OF_EACH_RANK = ("now", "epoch", "fetch", "replay", "loaders")
 
