@@ -7,10 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_stable._lightning import progress
-from lightning_stable._lightning.loggers import logging_step
 from lightning_stable.detectors import Detector
 from lightning_stable.guard.defaults import default_ladder, default_warnings, default_watch
+from lightning_stable.guard.guarded_steps import GuardedSteps
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
@@ -18,17 +17,14 @@ from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.refusals import check_snapshots, refuse_trainer, refuse_training
 from lightning_stable.guard.replays import Replay
-from lightning_stable.guard.reports import Reports
 from lightning_stable.guard.responses import Response, TrainingHalted
 from lightning_stable.guard.resume.checkpoint_state import check_state
 from lightning_stable.guard.resume.exact_resume import ExactResume
 from lightning_stable.guard.resume.resume_guard import ResumeGuard
 from lightning_stable.guard.side_responses import SideResponse
-from lightning_stable.guard.signals import GRAD_NORM, UPDATE_NORM, Anomaly, GradientReading, Signals
+from lightning_stable.guard.signals import Signals
 from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
 from lightning_stable.guard.state.random_state import RandomState
-from lightning_stable.guard.step_reading import read_step, signal_suffix
-from lightning_stable.guard.window import Window
 
 
 class SpikeGuard(Callback):
@@ -128,7 +124,6 @@ class SpikeGuard(Callback):
         self._snapshot_to: Literal["device", "host"] = snapshot_to
         self._max_bytes = max_bytes
         self._journal = Journal()
-        self._reports = Reports(self._journal, self._ladder)
         self._resume = ExactResume()
         self._resumed = ResumeGuard(resume_steps, resume_ramp)
         self._recovery: Recovery | None = None
@@ -136,7 +131,7 @@ class SpikeGuard(Callback):
         self._place: tuple[RandomState | None, Replay | None] = (None, None)
         self._trainer: Trainer | None = None
         self._lr_scale = LRScale()
-        self._window = Window()
+        self._steps: GuardedSteps | None = None
 
     @property
     def incidents(self) -> list[Incident]:
@@ -189,9 +184,18 @@ class SpikeGuard(Callback):
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
         self._resume.attach(self._recovery.tap)
-        self._recovery.before_first_window = self._check_loaded_state
         self._recovery.begin_epoch()
         self._recovery.replays.resume(batches, replay)
+        self._steps = GuardedSteps(
+            trainer,
+            pl_module,
+            self._recovery,
+            self._signals,
+            self._ladder,
+            self._lr_scale,
+            self._resumed,
+            self._journal,
+        )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An epoch's first step gets a snapshot."""
@@ -232,69 +236,25 @@ class SpikeGuard(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note which batches make up the step."""
-        if self._recovery is not None:
-            self._recovery.replays.before_validation_or_batch()
-        self._window.batches.append(batch_idx)
+        if self._steps is not None:
+            self._steps.begin_batch(batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Take the loss, without waiting for it."""
-        self._window.losses.append(loss.detach())
+        if self._steps is not None:
+            self._steps.note_loss(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge the step, and veto it if it is a spike."""
-        if self._recovery is not None:
-            self._recovery.before_optimizer_moves()  # SAM moves before it comes to its gate
-        window = self._window
-        if self._recovery is None or window.is_vetoed:
-            return  # the window is vetoed already
-        if getattr(optimizer, "phase", None) == "ascend":
-            return  # SAM's first gradient moves nothing; if it is bad, the second one is too
-        window.stepped = True
-        self._recovery.note_lr()
-        logged = self._signals.read_logged(trainer)
-        step = read_step(trainer, optimizer, window.losses, logged, self._signals.logged_keys)
-        window.losses.clear()
-        window.count(step)
-        if step.is_overflow:
-            self._journal.overflows += 1
-            return  # the gradient scaler skips it by itself and needs to learn from it
-        suffix = signal_suffix(trainer.optimizers, optimizer)
-        readings = step.signals(suffix)
-        window.readings.update(readings)
-        anomaly = self._signals.judge(readings)
-        if anomaly is not None:
-            typical = self._signals.typical(GRAD_NORM + suffix)
-            self._recovery.gradients = GradientReading(optimizer, step.norm, typical, step.is_finite)
-            window.rank = step.rank
-            self._answer(self._recovery, anomaly)
+        if self._steps is not None:
+            self._steps.before_optimizer_moves(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Undo a vetoed step and answer it; count a clean one."""
-        recovery = self._recovery
-        if recovery is None:
-            return
-        if recovery.passed_over.is_on:
-            if recovery.after_passed_batch():
-                self._end_window(trainer, recovery)
-            return
-        recovery.replays.after_batch()
-        if progress.is_accumulating(trainer) if pl_module.automatic_optimization else not self._window.stepped:
-            return
-        self._judge_update(recovery)
-        if self._window.is_spike:
-            self._resumed.note_first_loss(self._window)
-            self._respond(trainer, pl_module, recovery)
-        elif self._window.stepped:
-            alarms = self._signals.accept(self._window.readings)
-            self._reports.warnings(trainer, pl_module, recovery, self._window, alarms)
-            self._ladder.clean_step(recovery.replays.is_on)
-            recovery.clean_step()
-            self._resumed.after_step(recovery, self._window)
-            if self._window.is_spike:
-                self._reports.spike(trainer, pl_module, recovery, self._window)
-        self._end_window(trainer, recovery)
+        if self._steps is not None:
+            self._steps.end_batch()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint written during validation is not a repeated one."""
@@ -354,62 +314,10 @@ class SpikeGuard(Callback):
             ring.pin_next()
         return ring
 
-    def _check_loaded_state(self) -> None:
-        trainer, recovery = self._trainer, self._recovery
-        assert trainer is not None
-        assert recovery is not None
-        window = self._resumed.check_state(trainer, recovery)
-        if window is not None:
-            self._journal.record(
-                trainer, window.incident(logging_step(trainer), trainer.global_step, trainer.current_epoch)
-            )
-
-    def _judge_update(self, recovery: Recovery) -> None:
-        """Judge what the step has moved, which can be undone."""
-        window = self._window
-        if not self._signals.watches_updates or window.is_spike or GRAD_NORM not in window.readings:
-            return
-        window.readings[UPDATE_NORM] = norm = recovery.update_norm()
-        anomaly = self._signals.judge({UPDATE_NORM: norm})
-        if anomaly is not None:
-            recovery.gradients = None  # too late for shrinking them
-            self._answer(recovery, anomaly)
-
-    def _answer(self, recovery: Recovery, anomaly: Anomaly) -> None:
-        """Ask the ladder, and veto the step or change its gradients; the rest is done when the step is over."""
-        window = self._window
-        self._lr_scale.spike()
-        if window.response is not None and window.response.applies(recovery):
-            response = window.response  # another optimizer of the same step is the same incident
-        else:
-            response = window.response = self._ladder.climb(lambda rung: rung.applies(recovery))
-        window.anomaly = anomaly
-        if response.vetoes:
-            recovery.veto()
-        else:
-            window.restored += response.respond(recovery)
-
-    def _respond(self, trainer: Trainer, pl_module: LightningModule, recovery: Recovery) -> None:
-        window, response = self._window, self._window.response
-        assert response is not None
-        self._signals.reject(window.readings)
-        if response.vetoes:
-            window.restored += response.respond(recovery)
-        self._reports.spike(trainer, pl_module, recovery, window)
-        if response.halts:
-            self._journal.log_step(trainer, window, recovery.gates[0])
-            raise TrainingHalted(self._journal.halt_report())
-
-    def _end_window(self, trainer: Trainer, recovery: Recovery) -> None:
-        self._journal.log_step(trainer, self._window, recovery.gates[0])
-        recovery.end_window()
-        self._window = Window()
-
     def _leave(self) -> None:
         if self._recovery is None:
             return
         self._passed_over, self._place = self._recovery.passed_over.state_dict(), self._recovery.place()
         self._recovery.detach()
         self._journal.snapshots = "" if self._recovery.ring is None else str(self._recovery.ring)
-        self._recovery = None
-        self._window = Window()
+        self._recovery = self._steps = None

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps outside a running fit; what they come to within one is tested with the whole guard."""
+
+from lightning_stable.guard import SkipStep
+from tests.faulty_runs import make_batches, run
+from tests.guard.test_spike_guard import guard
+
+
+def test_there_are_guarded_steps_while_a_fit_runs_and_at_no_other_time():
+    guarded = guard(SkipStep(times=99))
+    assert guarded._steps is None
+    run(make_batches(4, {2}), [guarded], epochs=1)
+    assert guarded._steps is None
+    guarded.on_before_backward(None, None, None)  # of a module that is trained by other means
+    guarded.on_train_batch_start(None, None, None, 0)
+    guarded.on_train_batch_end(None, None, None, None, 0)
+    assert len(guarded.incidents) == 1
