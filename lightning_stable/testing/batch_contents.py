@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches are any nesting of containers: change tensors in one without touching it, and know it when it comes again."""
+"""Batches are any nesting of containers: change tensors in one without touching it."""
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -24,6 +22,7 @@ def replace_tensors(batch: Any, replace: Callable[[Tensor], Tensor], place: str 
         ValueError: If there is no such place.
 
     Example:
+        >>> import torch
         >>> batch = {"x": torch.ones(1), "pair": (torch.ones(1), torch.ones(1))}
         >>> replace_tensors(batch, lambda tensor: 2 * tensor, place="pair.1")
         {'x': tensor([1.]), 'pair': (tensor([1.]), tensor([2.]))}
@@ -73,38 +72,3 @@ def _with_item(container: Any, key: Any, value: Any) -> Any:
     else:
         setattr(new, key, value)
     return new
-
-
-def fingerprint(batch: Any) -> str:
-    """The same for two batches that hold the same values to the last bit, and for no others.
-
-    Example:
-        >>> fingerprint({"x": torch.zeros(2)}) == fingerprint({"x": torch.zeros(2)})
-        True
-        >>> fingerprint({"x": torch.zeros(2)}) == fingerprint({"x": -torch.zeros(2)})
-        False
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    _add(digest, batch)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, value: Any) -> None:
-    digest.update(f"<{type(value).__name__}>".encode())
-    if isinstance(value, Tensor):
-        dense = value.detach().to_dense() if value.is_sparse else value.detach()
-        digest.update(f"{dense.dtype} {tuple(dense.shape)}".encode())
-        digest.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            digest.update(repr(key).encode())
-            _add(digest, item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _add(digest, item)
-    elif hasattr(value, "tobytes"):  # NumPy's arrays
-        digest.update(value.tobytes())
-    elif hasattr(value, "__dict__"):
-        _add(digest, vars(value))
-    else:
-        digest.update(repr(value).encode())

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_stable._lightning import data_fetcher, progress
 from lightning_stable._lightning.loggers import logging_step
+from lightning_stable.functional.fingerprint import fingerprint
 from lightning_stable.optim.step_gate import StepGate
-from lightning_stable.testing.batch_contents import fingerprint
 from lightning_stable.testing.fault_arguments import require_arguments
 from lightning_stable.testing.fault_targets import target_module, target_parameters
 from lightning_stable.testing.faults import FAULT_KINDS, Site, require_scaler

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback
 from torch.utils.data import IterableDataset
 
 from lightning_stable._lightning import progress
+from lightning_stable.functional.fingerprint import fingerprint
 from lightning_stable.guard import Rollback, ScaleLR, SkipStep
 from lightning_stable.testing import FaultSchedule, RecoveredRun, assert_recovers
-from lightning_stable.testing.batch_contents import fingerprint
 from tests.faulty_runs import Outcome, assert_same, make_batches, run
 from tests.guard.test_spike_guard import guard, scaler_plugin
 
