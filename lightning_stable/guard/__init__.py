@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 2: the guard against loss spikes: responses, snapshots, replay, incidents."""
 
+from lightning_stable.guard.diagnosis import Diagnose as Diagnose
 from lightning_stable.guard.incident import Incident as Incident
 from lightning_stable.guard.responses import ClipStep as ClipStep
 from lightning_stable.guard.responses import Halt as Halt

@@ -14,6 +14,7 @@ from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.reports import Reports
 from lightning_stable.guard.responses import TrainingHalted
 from lightning_stable.guard.resume.resume_guard import ResumeGuard
+from lightning_stable.guard.side_responses import SideResponse, SpikedStep
 from lightning_stable.guard.signals import GRAD_NORM, UPDATE_NORM, Anomaly, GradientReading, Signals
 from lightning_stable.guard.step_reading import read_step, signal_suffix
 from lightning_stable.guard.window import Window
@@ -150,10 +151,13 @@ class GuardedSteps:
     def _respond(self) -> None:
         window, response = self._window, self._window.response
         assert response is not None
+        sides = [side for side in self._ladder.side_responses() if isinstance(side, SideResponse)]
+        for side in sides:
+            side.before_response(SpikedStep(self._trainer, self._pl_module, self._recovery, self._signals, window))
         self._signals.reject(window.readings)
         if response.vetoes:
             window.restored += response.respond(self._recovery)
-        self._reports.spike(self._trainer, self._pl_module, self._recovery, window)
+        self._reports.spike(self._trainer, self._pl_module, self._recovery, window, sides)
         if response.halts:
             self._journal.log_step(self._trainer, window, self._recovery.gates[0])
             raise TrainingHalted(self._journal.halt_report())
@@ -166,7 +170,8 @@ class GuardedSteps:
         recovery.clean_step()
         self._resumed.after_step(recovery, window)
         if window.is_spike:  # the weights have gone too far since the resume
-            self._reports.spike(self._trainer, self._pl_module, recovery, window)
+            sides = self._ladder.side_responses()
+            self._reports.spike(self._trainer, self._pl_module, recovery, window, sides)
 
     def _end_window(self) -> None:
         self._journal.log_step(self._trainer, self._window, self._recovery.gates[0])

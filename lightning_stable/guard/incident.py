@@ -33,6 +33,8 @@ class Incident:
         seconds_lost: Wall-clock time that went into work that was thrown away.
         time: When, ISO 8601.
         rank: With several ranks, the one with the largest loss, or the first whose loss was not finite.
+        cause: What `Diagnose` has found: the data, the state, or that it does not happen again; empty if nothing.
+        batch_hash: SHA-256 of each batch's contents as the loader gave it, if `Diagnose` was there.
 
     Example:
         >>> incident = Incident(step=7, global_step=7, epoch=0, batches=[7], signal="loss", value=float("nan"),
@@ -59,6 +61,8 @@ class Incident:
     seconds_lost: float = 0.0
     time: str = ""
     rank: int | None = None
+    cause: str = ""
+    batch_hash: list[str] = field(default_factory=list)
 
     @property
     def is_warning(self) -> bool:
@@ -83,7 +87,8 @@ class Incident:
         where = f"{batches} of epoch {self.epoch}"
         over = f", {self.batches_passed_over} passed over" if self.batches_passed_over else ""
         rank = "" if self.rank is None else f", rank {self.rank}"
-        text = f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{rank}{over})"
+        cause = f"; cause: {self.cause}" if self.cause else ""
+        text = f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{rank}{over}){cause}"
         return text if text.isprintable() else repr(text)[1:-1]  # names of signals may come from anywhere
 
 

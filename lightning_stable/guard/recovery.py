@@ -2,7 +2,8 @@
 """How a step is vetoed, undone, rolled back and replayed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,6 +98,7 @@ class Recovery:
             if undo_taken
             else StepState(trainer, pl_module, guard)
         )
+        self._now = StepState(trainer, pl_module, guard)
         self.ring = ring
         self.gates = [StepGate.attach(optimizer, user=USER) for optimizer in trainer.optimizers]
         for gate in self.gates:  # before anybody who resets moments in front of the step
@@ -115,6 +117,7 @@ class Recovery:
         self.steps_before_window = 0
         self._steps_taken_before = 0
         self.window: list[Any] = []
+        self.random_of_window: list[RandomState] = []
         self.gradients: GradientReading | None = None
         self.aftermath = Aftermath()
         self.lr = 0.0
@@ -130,7 +133,7 @@ class Recovery:
     def end_window(self) -> None:
         """The optimizer has stepped, or was vetoed: the next batch starts a new window."""
         self._window_ended = True
-        self.window = []
+        self.window, self.random_of_window = [], []
         self.gradients = None
         self.aftermath = Aftermath()
         for gate in self.gates:
@@ -176,6 +179,21 @@ class Recovery:
         """The l2 norm of what the step has moved the weights by; they must have been kept."""
         assert isinstance(self._before_step, Snapshot)
         return self._before_step.move().norm
+
+    @contextmanager
+    def before_the_window(self) -> Iterator[None]:
+        """Within it all but parameters and optimizer state is as before the window; then all is as it is now."""
+        self._now.capture()
+        try:
+            self._before_step.restore()
+            yield
+        finally:
+            self._now.restore()
+            progress.keep_next_plateau_step(self._trainer)  # whoever undoes the step leaves it out
+
+    def older_snapshots(self) -> list[Snapshot]:
+        """Those from which the weights have moved since, the newest first."""
+        return [] if self.ring is None else self.ring.older_than(self.steps_before_window)
 
     # What responses may ask for
 
@@ -306,6 +324,7 @@ class Recovery:
         self._window_length += 1
         if self._keep_window:
             self.window.append(self._own(batch[0]))  # what was fetched is a batch and two indices
+            self.random_of_window.append(RandomState())
         if self._keep_batches and self.ring is not None:
             self.ring.newest.batches.append(Kept(self._own(batch), RandomState()))
 

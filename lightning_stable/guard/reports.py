@@ -21,7 +21,7 @@ class Reports:
 
     Args:
         journal: Where both are written down.
-        ladder: Its side responses act at a spike, on their budgets; those that take warnings, at a warning, without.
+        ladder: Those of its side responses that take warnings act at one, without spending their budgets.
 
     Example:
         >>> from lightning_stable.guard import SkipStep
@@ -33,11 +33,18 @@ class Reports:
         self.journal = journal
         self._ladder = ladder
 
-    def spike(self, trainer: Trainer, pl_module: LightningModule, recovery: Recovery, window: Window) -> None:
-        """Tell of the spike that `window` is, and of what was done about it."""
+    def spike(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        recovery: Recovery,
+        window: Window,
+        sides: Sequence[Response],
+    ) -> None:
+        """Tell of the spike that `window` is, and of what was done about it; `sides` act."""
         where = (logging_step(trainer), recovery.steps_before_window, trainer.current_epoch)
         incident = window.incident(*where, **vars(recovery.aftermath))
-        self._tell(trainer, pl_module, recovery, window, incident, self._ladder.side_responses())
+        self._tell(trainer, pl_module, recovery, window, incident, sides)
 
     def warnings(
         self,

@@ -12,8 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stable.guard.incident import Incident
+from lightning_stable.guard.recovery import Recovery
 from lightning_stable.guard.responses import Actions, Response
 from lightning_stable.guard.saved_step import write_step
+from lightning_stable.guard.signals import Signals
+from lightning_stable.guard.window import Window
 
 
 @dataclass
@@ -31,6 +34,22 @@ class Scene:
     readings: dict[str, float]
     batches: list[Any]  # as the loader gave them
     random_state: dict[str, Any]  # before the step
+
+
+@dataclass
+class SpikedStep:
+    """A step that spiked, before anything is undone.
+
+    Example:
+        >>> SpikedStep.__name__  # made by `SpikeGuard`
+        'SpikedStep'
+    """
+
+    trainer: Trainer
+    pl_module: LightningModule
+    recovery: Recovery
+    signals: Signals  # as they judged
+    window: Window
 
 
 class SideResponse(Response):
@@ -54,6 +73,10 @@ class SideResponse(Response):
     def respond(self, actions: Actions) -> list[str]:
         """Nothing is restored: that is for the response that answers."""
         return []
+
+    def before_response(self, step: SpikedStep) -> None:
+        """Look at the step before it is undone; what is found goes to its window."""
+        return
 
     @abstractmethod
     def act(self, scene: Scene) -> None:

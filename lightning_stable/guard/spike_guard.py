@@ -35,9 +35,9 @@ class SpikeGuard(Callback):
         spike  <=>  loss or gradient norm is not finite, or a detector calls a watched signal an anomaly
 
     The step is then vetoed (or, by `ClipStep`, its gradients are shrunk), and the ladder's first response that has
-    budget left and applies says what else is done. Side responses in the ladder (`SaveBatch`, `Notify`) act on every
-    spike, beside the one that answers. `loss` is the mean over the window; `grad_norm` is the l2 norm of the unscaled
-    gradients before clipping.
+    budget left and applies says what else is done. Side responses in the ladder (`SaveBatch`, `Diagnose`, `Notify`) act
+    on every spike, beside the one that answers. `loss` is the mean over the window; `grad_norm` is the l2 norm of the
+    unscaled gradients before clipping.
 
     With several ranks (DDP, or `ModelParallelStrategy` with FSDP2), `loss` is their mean, `largest_loss` the largest,
     and all of them see the same numbers and decide alike; each keeps snapshots of its own shards.

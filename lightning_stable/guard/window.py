@@ -25,10 +25,12 @@ class Window:
         response: What answers it.
         restored: What the response has put back, in words.
         rank: The one that saw it.
+        cause: What brought it about, as far as a side response has found out.
+        batch_hash: What tells the batches from others.
         stepped: Whether an optimizer was about to move.
         non_finite_losses: Micro-batches whose loss was NaN or infinite, over all ranks.
         non_finite_gradients: Entries of the gradients that were.
-        notes: What else is known of the step, in words.
+        notes: What else is known of the step, in words, side responses' findings included.
 
     Example:
         >>> Window(batches=[3]).is_vetoed
@@ -42,6 +44,8 @@ class Window:
     response: Response | None = None
     restored: list[str] = field(default_factory=list)
     rank: int | None = None
+    cause: str = ""
+    batch_hash: list[str] = field(default_factory=list)
     stepped: bool = False
     non_finite_losses: int = 0
     non_finite_gradients: int = 0
@@ -77,6 +81,8 @@ class Window:
             restored=self.restored,
             steps_skipped=int(self.response.vetoes),
             rank=self.rank,
+            cause=self.cause,
+            batch_hash=self.batch_hash,
             notes=list(self.notes),
             **numbers,
         )

@@ -104,8 +104,14 @@ def _print_incidents(log: RunLog) -> None:
         print(f"No incidents in {log.folder}.\n")
         return
     titles = [*_TITLES, "response", "undone"]
+    titles += ["cause"] if any(incident.get("cause") for incident in log.incidents) else []
     rows = [
-        [*_told(incident), incident["response"], str(incident.get("steps_rolled_back") or "")]
+        [
+            *_told(incident),
+            incident["response"],
+            str(incident.get("steps_rolled_back") or ""),
+            str(incident.get("cause", "")).partition(":")[0],
+        ][: len(titles)]
         for incident in log.incidents[:_MOST_INCIDENTS]
     ]
     print(plain_table(f"Incidents in {log.folder}", titles, rows))

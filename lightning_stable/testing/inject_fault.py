@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One fault, put into a running fit on purpose."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -179,6 +180,22 @@ class InjectFault(Callback):
     ) -> None:
         """Take the fault away."""
         self._disarm()
+
+    @contextmanager
+    def around_repeated_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Iterator[None]:
+        """When a guard runs a batch again to find what is wrong: bad data is bad again, anything else is over."""
+        self._disarm()
+        comes_again = self.repeat and self._fingerprint is not None and self._is_on_this_rank(trainer)
+        if comes_again and fingerprint(batch) == self._fingerprint:
+            fired = list(self._fired)
+            self._arm(trainer, pl_module, batch_idx=-1)
+            try:
+                yield
+            finally:
+                self._disarm()
+                self._fired = fired  # the run itself was hit no more often for it
+        else:
+            yield
 
     # The checkpoint. There is no `state_dict`, which a guard would put back together with the step it undoes
 

@@ -111,7 +111,8 @@ def resume_somewhere(seed, folder):
 
     every_step = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     expected = train([every_step], enable_checkpointing=True)
-    paths = sorted(folder.iterdir())
+    end = expected[1].global_step  # from there nothing goes on
+    paths = sorted(path for path in folder.iterdir() if int(path.stem.removeprefix("step=")) < end)
     return train(ckpt_path=paths[seed % len(paths)]), expected
 
 

@@ -42,3 +42,11 @@ def test_all_that_was_done_survives_json():
     done = {"batches_passed_over": 8, "norm_before": 80.0, "norm_after": 2.0, "notes": ["batch saved to here"]}
     read = Incident.from_json(json.loads(json.dumps(incident(**done).to_json())))
     assert {name: getattr(read, name) for name in done} == done
+
+
+def test_a_cause_is_said_and_survives_json():
+    found = incident(cause="the data", batch_hash=["ab", "cd"])
+    assert str(found).endswith("Rollback (batches [4, 5] of epoch 1); cause: the data")
+    assert Incident.from_json(json.loads(json.dumps(found.to_json()))) == found
+    old = {name: value for name, value in found.to_json().items() if name not in ("cause", "batch_hash")}
+    assert (Incident.from_json(old).cause, Incident.from_json(old).batch_hash) == ("", [])

@@ -30,6 +30,14 @@ def test_a_run_with_incidents_is_told_in_tables_a_picture_and_a_sentence(tmp_pat
     )
 
 
+def test_the_causes_that_were_found_have_a_column(tmp_path, capsys):
+    causes = ["the state: the batch is fine from step 40", "the data", ""]
+    incidents = [incident(10 * index, cause=cause) for index, cause in enumerate(causes)]
+    assert main([str(make_run(tmp_path, incidents))]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "SkipStep" in line][:3]
+    assert [row.partition("SkipStep")[2].strip() for row in rows] == ["the state", "the data", ""]
+
+
 def test_no_line_of_a_guarded_run_is_wider_than_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     many = [incident(step, "ResetMomentum", signal="stability/attention_entropy/min") for step in range(40)]

@@ -102,13 +102,14 @@ _INCIDENT = {
     **{key: _COUNT for key in ("step", "global_step", "epoch")},
     **{key: _COUNT for key in ("steps_skipped", "steps_rolled_back", "batches_passed_over")},
     **{key: _READING for key in ("value", "threshold")},
-    **{key: _TEXTS for key in ("restored", "notes")},
+    **{key: _TEXTS for key in ("restored", "notes", "batch_hash")},
     **{key: _NUMBER_OR_NONE for key in ("norm_before", "norm_after")},
     "batches": _COUNTS,
     "signal": _TEXT,
     "response": _NAME,
     "seconds_lost": _NUMBER,
     "time": _TEXT,
+    "cause": _TEXT,
     "rank": _COUNT_OR_NONE,
 }
 

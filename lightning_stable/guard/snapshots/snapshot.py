@@ -109,6 +109,12 @@ class Snapshot:
         square, count = totals.tolist()
         return Move(norm=math.sqrt(square), rms=math.sqrt(square / max(count, 1)))
 
+    def restore_model(self) -> None:
+        """Copy back parameters and buffers alone, for a look at them: who asks for it brings the present ones back."""
+        self._transfer.wait()
+        copy_in_order([local(tensor) for tensor in self._parameters], self._parameter_copies)
+        self._around.restore_buffers()
+
     def allocate_optimizer_state(self) -> None:
         """Make the buffers for what the optimizers' first step has brought into being."""
         for optimizer in self._optimizers:

@@ -99,6 +99,10 @@ class SnapshotRing:
         """The latest snapshot; there must be one."""
         return self._taken[-1]
 
+    def older_than(self, global_step: int) -> list[Snapshot]:
+        """The snapshots with at least one optimizer step between them and `global_step`, the newest first."""
+        return [slot.snapshot for slot in reversed(self._taken) if slot.snapshot.global_step < global_step]
+
     def allocate_optimizer_state(self) -> None:
         """Make the buffers for optimizer state as soon as there is any; called again it does nothing."""
         if self._has_optimizer_state or not all(optimizer.state for optimizer in self._trainer.optimizers):

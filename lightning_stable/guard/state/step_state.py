@@ -65,7 +65,7 @@ class StepState:
     def restore(self, count_skipped: bool = False) -> None:
         """Put everything back; with `count_skipped` schedules and step counters run on."""
         trainer, saved = self._trainer, self._saved
-        self._restore_buffers()
+        self.restore_buffers()
         saved["random"].restore()
         results.restore_metric_states(self._metrics, saved["metrics"])
         results.restore_logged_results(trainer, saved["logged"])
@@ -100,7 +100,9 @@ class StepState:
         if tensors:
             torch._foreach_copy_(self._copies, tensors)
 
-    def _restore_buffers(self) -> None:
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Put back the buffers alone."""
         copies = iter(self._copies)
         for (buffers, name), source in zip(self._buffers, self._sources, strict=True):
             if source is not None:

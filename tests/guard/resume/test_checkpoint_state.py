@@ -107,6 +107,16 @@ ABSURD = {
         r"its `journal.incidents[0].response` must be the name of a class, got '\x1b[31m[red]'",
     ),
     "batches that are none": (("journal", "incidents", 0, "batches"), "9", "its `journal.incidents[0].batches` must"),
+    "a cause that is none": (
+        ("journal", "incidents", 0, "cause"),
+        7,
+        "its `journal.incidents[0].cause` must be a text",
+    ),
+    "hashes that are none": (
+        ("journal", "incidents", 0, "batch_hash"),
+        [7],
+        "its `journal.incidents[0].batch_hash` must be a list of texts",
+    ),
     "a value that is no number": (("journal", "incidents", 0, "value"), "1e", "its `journal.incidents[0].value` must"),
     "losses that are none": (("journal", "best_val_loss"), "low", "its `journal.best_val_loss` must be a number"),
     "a position before the data": (("resume", "position"), -1, "its `resume.position` must be a whole number from 0"),
