@@ -154,6 +154,7 @@ class Journal:
         if self.warnings:
             by_signal = Counter(warning.signal for warning in self.warnings)
             counted = ", ".join(f"{number} {name}" for name, number in by_signal.items())
+            counted = counted if counted.isprintable() else repr(counted)[1:-1]  # names may come from anywhere
             rows.insert(2, ("warnings", f"{len(self.warnings)} ({counted})"))
         if self.overflows:
             rows.insert(-1, ("overflows left to the scaler", f"{self.overflows}"))

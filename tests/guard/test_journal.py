@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -80,6 +81,10 @@ def test_incidents_and_warnings_are_kept_together_and_told_apart():
     journal.records = [spike, warning]
     assert (journal.incidents, journal.warnings) == ([spike], [warning])
     assert journal.has_warned(Incident(step=9, global_step=1, response="Warning", **fields))
+    journal.warnings[0].signal = "\x1b[31mloss"
+    trainer = SimpleNamespace(global_step=1, loggers=[])
+    assert ("warnings", r"1 (1 \x1b[31mloss)") in journal.summary_rows(trainer)  # shown, and not obeyed
+    journal.warnings[0].signal = "loss"
     assert not journal.has_warned(Incident(step=9, global_step=2, response="Warning", **fields))
     assert not journal.has_warned(Incident(step=9, global_step=1, response="Warning", **{**fields, "signal": "other"}))
     again = Journal()
