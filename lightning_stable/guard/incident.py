@@ -81,15 +81,22 @@ class Incident:
     def __str__(self) -> str:
         batches = f"batch {self.batches[0]}" if len(self.batches) == 1 else f"batches {self.batches}"
         batches = batches if self.batches else "before a batch"
-        known_limit = math.isfinite(self.value) and math.isfinite(self.threshold)
-        above = "above" if self.value > self.threshold else "instead of"
-        reading = f"{self.value:.4g} {above} {self.threshold:.4g}" if known_limit else f"is {self.value:.4g}"
+        reading = self._reading()
         where = f"{batches} of epoch {self.epoch}"
         over = f", {self.batches_passed_over} passed over" if self.batches_passed_over else ""
         rank = "" if self.rank is None else f", rank {self.rank}"
         cause = f"; cause: {self.cause}" if self.cause else ""
         text = f"step {self.step}: {self.signal} {reading}, {self.response} ({where}{rank}{over}){cause}"
         return text if text.isprintable() else repr(text)[1:-1]  # names of signals may come from anywhere
+
+    def _reading(self) -> str:
+        # where `LevelShift` warns, the limit is of the level, and not of the value that ends a block
+        known_limit = math.isfinite(self.value) and math.isfinite(self.threshold) and self.response != WARNING
+        if not known_limit:
+            return f"is {self.value:.4g}"
+        above = "above" if self.value > self.threshold else "below"
+        word = "instead of" if self.response == "RestartOptimizer" else above
+        return f"{self.value:.4g} {word} {self.threshold:.4g}"
 
 
 def _json(value: Any) -> Any:

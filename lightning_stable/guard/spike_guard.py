@@ -67,9 +67,10 @@ class SpikeGuard(Callback):
             does not compete for; `device` is faster to go back to. Either way they are copied while the next forward
             and backward pass run.
         max_bytes: What the snapshots may take on this process; `None` does not limit it. Counted are parameters,
-            optimizer state (estimated from the kind of optimizer, and measured after its first step), buffers and the
-            modules of other callbacks. Not counted are batches that are kept to be replayed or saved, and states of
-            metrics. The summary at the end of `fit` says what the snapshots took.
+            optimizer state (estimated from the kind of optimizer, and measured after its first step), buffers, the
+            modules of other callbacks, and the copy for every step that `update_norm` needs, or several optimizers by
+            hand. Not counted are batches that are kept to be replayed or saved, and states of metrics. The summary at
+            the end of `fit` says what the snapshots took.
         cooldown: Clean optimizer steps after a response that went back, replayed ones not counted, within which a spike
             is answered by the rungs behind that one; 0 lets it go back again.
         resume_steps: After a resume the optimizers' moments must be those that were saved, and in as many steps the
@@ -178,8 +179,7 @@ class SpikeGuard(Callback):
             snapshot_every=self._snapshot_every,
             keep_batches=any(rung.needs_replay for rung in rungs),
             keep_window=any(rung.needs_batches for rung in rungs),
-            undo_taken=self._signals.watches_updates
-            or (len(trainer.optimizers) > 1 and not pl_module.automatic_optimization),
+            undo_taken=self._undoes_taken_steps(trainer, pl_module),
         )
         if self._passed_over:
             self._recovery.passed_over.load_state_dict(self._passed_over)
@@ -302,13 +302,27 @@ class SpikeGuard(Callback):
 
     # What the hooks are made of
 
+    def _undoes_taken_steps(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether a step may have to be undone when an optimizer has moved: all it moves is then copied for each."""
+        by_hand = len(trainer.optimizers) > 1 and not pl_module.automatic_optimization
+        return self._signals.watches_updates or by_hand
+
     def _make_ring(self, trainer: Trainer, pl_module: LightningModule) -> SnapshotRing | None:
         """The snapshots, if any are needed: how much they take is known, and refused, before training begins."""
         wanted = max(rung.needs_snapshots for rung in self._ladder.rungs)
         if not wanted and not self._resumed.needs_snapshot:
             return None
         count = (self._snapshots or wanted) if wanted else 1
-        ring = SnapshotRing(trainer, pl_module, self, count, self._snapshot_to, self._max_bytes, not wanted)
+        ring = SnapshotRing(
+            trainer,
+            pl_module,
+            self,
+            count,
+            self._snapshot_to,
+            self._max_bytes,
+            is_temporary=not wanted,
+            others=int(self._undoes_taken_steps(trainer, pl_module)),
+        )
         ring.announce()
         if self._resumed.needs_snapshot:
             ring.pin_next()

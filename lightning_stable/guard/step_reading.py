@@ -198,7 +198,8 @@ def _non_finite_entries(gradient: Tensor | None, world_size: int) -> Tensor:
     """How many entries of what this rank holds; of what others hold too, its share."""
     if gradient is None:
         return torch.zeros((), dtype=torch.float64)
-    return (~local(gradient).isfinite()).sum().to(torch.float64) / copies_of(gradient, world_size)
+    entries = local(_entries(gradient))
+    return (~entries.isfinite()).sum().to(torch.float64) / copies_of(gradient, world_size)
 
 
 def _gather(row: Tensor, trainer: Trainer) -> list[list[float]]:
@@ -230,4 +231,10 @@ def _combined(rows: list[list[float]], keys: Sequence[str], factor: float, unsca
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [_entries(parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    """The gradient itself, or of a sparse one the entries that are there."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lightning_stable.guard import Incident
+from lightning_stable.guard.incident import WARNING
 
 
 def incident(**changes):
@@ -50,3 +51,11 @@ def test_a_cause_is_said_and_survives_json():
     assert Incident.from_json(json.loads(json.dumps(found.to_json()))) == found
     old = {name: value for name, value in found.to_json().items() if name not in ("cause", "batch_hash")}
     assert (Incident.from_json(old).cause, Incident.from_json(old).batch_hash) == ("", [])
+
+
+def test_the_limit_is_told_as_what_it_is():
+    assert ": grad_norm 80 above 3.25, " in str(incident())
+    assert ": grad_norm 3 below 3.25, " in str(incident(value=3.0))
+    assert ": grad_norm 3 instead of 3.25, " in str(incident(value=3.0, response="RestartOptimizer"))
+    assert ": grad_norm is 80, Warning " in str(incident(response=WARNING))
+    assert "(before a batch of epoch 1)" in str(incident(batches=[]))

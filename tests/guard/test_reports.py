@@ -89,7 +89,7 @@ def test_it_is_written_logged_summed_up_and_told_apart_from_incidents(tmp_path, 
     lines = [json.loads(line) for line in (tmp_path / "incidents.jsonl").read_text().splitlines()]
     assert [line["response"] for line in lines] == ["Warning", "SkipStep"]
     assert len(messages) == 1
-    assert "level 2 above 0, Warning (batch 9 of epoch 0), raised by LevelShift. Nothing was done" in messages[0]
+    assert "level is 2, Warning (batch 9 of epoch 0), raised by LevelShift. Nothing was done" in messages[0]
     assert "Lower the learning rate, go back to an earlier checkpoint, or look at the data." in messages[0]
     assert [(sent["stability/incidents"], sent["stability/warnings"]) for sent in logger.sent.values()] == [
         (int(step >= 13), int(step >= 9)) for step in range(16)

@@ -121,3 +121,34 @@ def test_an_undone_window_never_happened(setting, response, bad):
     window = {index // 2 * 2 + one for index in bad for one in (0, 1)}
     assert_same(actual, run(without(make_batches(COUNT), window), **fresh(WINDOWED[setting])))
     assert len(guarded.incidents) == 2 * len(bad)
+
+
+class Sparse(Net):
+    """An embedding whose gradients are sparse, on the signs of the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.table = nn.Embedding(2, 1, sparse=True)
+
+    def training_step(self, batch, batch_idx):
+        dense, sparse = self.optimizers()
+        x = batch["x"]
+        loss = nn.functional.mse_loss(self(x) + self.table((x > 0).long()).mean(1) * x.mean(), batch["y"])
+        for optimizer in (dense, sparse):
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in (dense, sparse):
+            optimizer.step()
+
+    def configure_optimizers(self):
+        dense = torch.optim.AdamW(self.layers.parameters(), lr=1e-2)
+        return dense, torch.optim.SparseAdam(list(self.table.parameters()), lr=1e-2)
+
+
+@pytest.mark.parametrize("bad", [{0}, {5, 6}])
+def test_sparse_gradients_are_read_and_undone(response, bad):
+    guarded = guard(response, snapshot_every=4)
+    actual = run(make_batches(COUNT, bad), [guarded], model=Sparse)
+    assert_same(actual, run(without(make_batches(COUNT), bad), model=Sparse))
+    assert len(guarded.incidents) == 2 * len(bad)

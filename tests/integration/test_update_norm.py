@@ -98,3 +98,13 @@ def test_steps_of_optimizers_before_the_one_that_spiked_are_taken_back(rung):
     actual = run(make_batches(12, {0, 5, 6}), [guarded], model=TwoByHand)
     assert_same(actual, run(without(make_batches(12), {0, 5, 6}), model=TwoByHand))
     assert {incident.signal for incident in guarded.incidents} <= {"loss/1", "grad_norm/1"}
+
+
+def test_the_copy_that_is_made_for_every_step_counts_as_a_snapshot():
+    kept = {}
+    for name, watch in (("without", {}), ("with", {"update_norm": MedianDeviation()})):
+        guarded = SpikeGuard(watch=watch, ladder=[Rollback(), Halt()])
+        run(make_batches(4), [guarded], epochs=1)
+        kept[name] = guarded._journal.snapshots
+    assert kept["without"].startswith("1 of ")
+    assert kept["with"].startswith("2 of ")

@@ -50,6 +50,7 @@ class SnapshotRing:
         to: Where snapshots of a model on CUDA live: `device`, or `host` for pinned memory.
         max_bytes: What they may take together.
         is_temporary: Whether it is there for the first steps after a resume only.
+        others: Copies of the training state that are kept beside these, and count as memory.
 
     Raises:
         ValueError: If they take more than `max_bytes`; nothing has been allocated then.
@@ -68,11 +69,12 @@ class SnapshotRing:
         to: Literal["device", "host"],
         max_bytes: int | None,
         is_temporary: bool = False,
+        others: int = 0,
     ) -> None:
         self.is_temporary = is_temporary
         self._trainer = trainer
         self._max_bytes = max_bytes
-        self._measure: Callable[[], SnapshotMemory] = lambda: snapshot_memory(trainer, pl_module, guard, count)
+        self._measure: Callable[[], SnapshotMemory] = lambda: snapshot_memory(trainer, pl_module, guard, count + others)
         self.memory = self._measured()
         self.on_host = to == "host" or trainer.strategy.root_device.type != "cuda"
         self._transfer = Transfer(to)
