@@ -23,11 +23,12 @@ lint: $(STAMP)
 	$(BIN)/pyright lightning_stable
 	$(BIN)/lint-imports
 
+# a file is tested by one process: what its tests have in common, such as processes of its own, is started once
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 docs: $(STAMP)
 	$(BIN)/lightning-stable techniques --write README.md

@@ -22,7 +22,6 @@ pytestmark = [
     # a scaler that skips the first step of a run
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
-    pytest.mark.xdist_group("interruptions"),  # their process is started once
 ]
 
 SEEDS, SLOW_SEEDS = range(5000, 5006), range(6000, 6040)

@@ -62,7 +62,10 @@ def what_is_left(folder, name):
     return {part: checkpoint[part] for part in parts} | {"guard": guard, "incidents": incidents}
 
 
-@pytest.mark.parametrize(("kind", "status", "num_workers"), [("terminate", 143, 0), ("kill", -signal.SIGKILL, 2)])
+@pytest.mark.parametrize(
+    ("kind", "status", "num_workers"),
+    [pytest.param("terminate", 143, 0, marks=pytest.mark.slow), ("kill", -signal.SIGKILL, 2)],
+)
 def test_a_killed_demo_resumes_to_the_same_end_with_the_guards_whole_history(tmp_path, kind, status, num_workers):
     write_config(tmp_path, num_workers)
     fit(tmp_path, "whole")

@@ -15,8 +15,6 @@ from tests.distributed.processes import of_both, on_two_ranks
 
 SEEDS, SLOW_SEEDS = range(32), [range(start, start + 26) for start in (4000, 4026, 4052, 4078)]
 
-pytestmark = pytest.mark.xdist_group("chaos_on_two_ranks")  # their processes are started once
-
 
 def assert_both_did_the_same(results, name):
     one, other = of_both(results, name)

@@ -12,8 +12,6 @@ from lightning_stable.testing import InjectFault
 from tests.distributed.fitted_net import Fitted, fit, strategy_for
 from tests.distributed.processes import Net, of_both, on_two_ranks, whole
 
-pytestmark = pytest.mark.xdist_group("distributed_faults")  # their processes are started once
-
 STEP = 3
 CHECKS = list(product(("nan_loss", "nan_gradient", "huge_gradient", "nan_activation"), ("copies", "shards")))
 

@@ -23,8 +23,6 @@ from lightning_stable.transforms import (
 from tests.distributed.fitted_net import Fitted, fit, strategy_for
 from tests.distributed.processes import SPIKES, Net, assert_close, assert_same, everything, of_both, on_two_ranks, whole
 
-pytestmark = pytest.mark.xdist_group("distributed_transforms")  # their processes are started once
-
 STEPS, STOP = 20, 12  # spikes are in both parts
 TRANSFORMS = {
     "GlobalNormClip": partial(GlobalNormClip, max_norm=1.0),

@@ -28,8 +28,6 @@ from tests.distributed.processes import (
     on_two_ranks,
 )
 
-pytestmark = pytest.mark.xdist_group("distributed_optimizers")  # their processes are started once
-
 STEPS, STOP = 36, 13  # it stops in the middle of the warm-up after the first reset
 RESETS = {"reset_interval": 10, "weight_decay": 0.1, "lr": 0.02}
 SPIKY = {**RESETS, "reset_warmup": 6, "spike_threshold": 4.0, "clip_after": 3, "betas": (0.9, 0.99)}

@@ -14,8 +14,6 @@ from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard, Trainin
 from tests.distributed.fitted_net import strategy_for
 from tests.distributed.processes import Net, assert_same, batch, everything, of_both, on_two_ranks
 
-pytestmark = pytest.mark.xdist_group("distributed_guard")  # their processes are started once
-
 BATCHES, SNAPSHOT_EVERY = 24, 4
 NAN, HUGE, TWICE = 9, 18, (20, 21)
 BAD = (NAN, HUGE, *TWICE)

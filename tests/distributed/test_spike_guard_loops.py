@@ -13,8 +13,6 @@ from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard
 from tests.distributed.processes import Net, assert_same, batch, of_both, on_two_ranks, whole
 from tests.distributed.test_spike_guard import SaveAt, detectors
 
-pytestmark = pytest.mark.xdist_group("distributed_guard_loops")  # their processes are started once
-
 BATCHES, EPOCHS, BAD = 11, 2, (4, 10)  # with windows of two the last one of an epoch is shorter, and bad
 RESPONSES = {
     "skip": lambda: SkipStep(times=99),
