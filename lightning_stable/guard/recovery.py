@@ -26,6 +26,7 @@ from lightning_stable.guard.state.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
 
 USER = "spike_guard"
+_IN_A_SNAPSHOT = ("weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters")
 
 
 @dataclass
@@ -235,14 +236,14 @@ class Recovery:
         windows = self._go_back(back, replay, self._before_step.random, was_last)
         self._escalation.rolled_back(windows + 1, windows if replay else 0)
         self.aftermath.batches_passed_over = self.passed_over.pass_over(pass_over, self._window_length, left)
-        return ["weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters"]
+        return list(_IN_A_SNAPSHOT)
 
     def return_to_loaded(self) -> list[str]:
         """Restore what a resume has loaded, and make the steps since then again if their batches are kept."""
         assert self.ring is not None
         was_last = progress.is_last_batch(self._trainer)
         self._go_back(len(self.ring), self._keep_batches, RandomState(), was_last)
-        return ["weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters"]
+        return list(_IN_A_SNAPSHOT)
 
     def scale_lr(self, factor: float, recover_after: int | None) -> list[str]:
         """Multiply the learning rate from here on, or until it has recovered."""

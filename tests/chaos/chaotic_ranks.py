@@ -10,26 +10,11 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from lightning_stable.testing import FaultSchedule, InjectFault, random_faults
-from tests.chaos.chaotic_runs import (
-    BATCHES,
-    LADDERS,
-    assert_survived,
-    chaotic_run,
-)
+from tests.chaos.chaotic_runs import BATCHES, KINDS, LADDERS, assert_survived, chaotic_run
 from tests.distributed.fitted_net import strategy_for
 from tests.distributed.processes import whole
 from tests.faulty_runs import Net, make_batches
 
-KINDS = {
-    "nan_loss": {},
-    "huge_loss": {"factor": 1e6},
-    "nan_gradient": {},
-    "inf_gradient": {"target": "layers.0.weight"},
-    "huge_gradient": {"factor": 1e6},
-    "nan_activation": {},
-    "huge_activation": {"target": "layers.4", "factor": 1e6},
-    "nan_data": {},
-}
 RANKS = (0, 1, None)
 SETTINGS = list(itertools.product(("copies", "shards"), LADDERS, ("32-true", "bf16-mixed"), (1, 2)))
 

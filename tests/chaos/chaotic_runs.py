@@ -29,6 +29,16 @@ PRECISIONS = {
     "bf16-mixed": lambda: {"precision": "bf16-mixed"},
     "16-mixed": lambda: {"plugins": [scaler_plugin()]},
 }
+KINDS = {
+    "nan_loss": {},
+    "huge_loss": {"factor": 1e6},
+    "nan_gradient": {},
+    "inf_gradient": {"target": "layers.0.weight"},
+    "huge_gradient": {"factor": 1e6},
+    "nan_activation": {},
+    "huge_activation": {"target": "layers.4", "factor": 1e6},
+    "nan_data": {},
+}
 SILENT = {"lr_drift", "dead_loss_scale"}
 NOT_FINITE = {"nan_loss", "nan_gradient", "inf_gradient", "nan_activation", "nan_data"}
 

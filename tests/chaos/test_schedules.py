@@ -11,7 +11,16 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_stable.testing import FaultSchedule, InjectFault, random_faults
-from tests.chaos.chaotic_runs import BATCHES, EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY, assert_survived, chaotic_run
+from tests.chaos.chaotic_runs import (
+    BATCHES,
+    EPOCHS,
+    KINDS,
+    LADDERS,
+    PRECISIONS,
+    SNAPSHOT_EVERY,
+    assert_survived,
+    chaotic_run,
+)
 from tests.faulty_runs import assert_same, make_batches, run
 from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard
@@ -23,16 +32,6 @@ pytestmark = [
 ]
 
 SETTINGS = list(itertools.product(LADDERS, PRECISIONS, (1, 2)))
-KINDS = {
-    "nan_loss": {},
-    "huge_loss": {"factor": 1e6},
-    "nan_gradient": {},
-    "inf_gradient": {"target": "layers.0.weight"},
-    "huge_gradient": {"factor": 1e6},
-    "nan_activation": {},
-    "huge_activation": {"target": "layers.4", "factor": 1e6},
-    "nan_data": {},
-}
 
 
 def steps_of_an_epoch(accumulate):

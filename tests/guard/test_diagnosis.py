@@ -7,7 +7,6 @@ import math
 import random
 from types import SimpleNamespace
 
-import jsonargparse
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -20,6 +19,7 @@ from lightning_stable.optim import SAM
 from lightning_stable.testing import InjectFault
 from tests.faulty_runs import ManualNet, Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, SETTINGS, TakesAnIterator, arguments_of, guard, kind_of, without
+from tests.guard_from_yaml import guard_from_yaml
 
 AUTOMATIC = [setting for setting in SETTINGS if "manual" not in setting]
 NOT_AGAIN = "not reproducible: hardware or nondeterminism"
@@ -331,17 +331,12 @@ def test_a_budget_below_one_is_refused():
 
 
 def test_it_can_be_built_from_yaml():
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--guard", type=SpikeGuard)
-    config = parser.parse_string(
+    made = guard_from_yaml(
         """
-        guard:
-          class_path: lightning_stable.guard.SpikeGuard
-          init_args:
-            ladder:
-              - {class_path: lightning_stable.guard.Diagnose, init_args: {times: 4}}
-              - {class_path: lightning_stable.guard.SkipStep}
+        ladder:
+          - {class_path: lightning_stable.guard.Diagnose, init_args: {times: 4}}
+          - {class_path: lightning_stable.guard.SkipStep}
         """
     )
-    diagnose, _ = parser.instantiate(config).guard.ladder.rungs
+    diagnose, _ = made.ladder.rungs
     assert (type(diagnose), diagnose.times) == (Diagnose, 4)

@@ -4,7 +4,6 @@
 import json
 import warnings
 
-import jsonargparse
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,6 +12,7 @@ from lightning_stable.detectors import Above, LevelShift
 from lightning_stable.guard import Notify, Rollback, SaveBatch, ScaleLR, SkipStep, SpikeGuard, TrainingHalted
 from tests.faulty_runs import ManualNet, Net, TextNet, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, TwoOptimizers, guard, scaler_plugin, without
+from tests.guard_from_yaml import guard_from_yaml
 from tests.monitors.attentive_runs import Remembers
 
 # a checkpoint that knows of a `ModelCheckpoint` may be resumed without one
@@ -249,17 +249,11 @@ def test_a_key_that_is_never_logged_is_named():
 
 
 def test_it_can_be_built_from_yaml():
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--guard", type=SpikeGuard)
-    config = parser.parse_string(
+    made = guard_from_yaml(
         """
-        guard:
-          class_path: lightning_stable.guard.SpikeGuard
-          init_args:
-            warn:
-              val: {class_path: lightning_stable.detectors.LevelShift, init_args: {block: 7}}
+        warn:
+          val: {class_path: lightning_stable.detectors.LevelShift, init_args: {block: 7}}
         """
     )
-    assert parser.instantiate(config).guard._signals._warn["val"].block == 7
-    off = parser.parse_object({"guard": {"class_path": "lightning_stable.guard.SpikeGuard", "init_args": {"warn": {}}}})
-    assert parser.instantiate(off).guard._signals._warn == {}
+    assert made._signals._warn["val"].block == 7
+    assert guard_from_yaml("warn: {}")._signals._warn == {}

@@ -4,14 +4,14 @@
 import json
 from types import SimpleNamespace
 
-import jsonargparse
 import pytest
 import torch
 
-from lightning_stable.guard import Notify, SaveBatch, SkipStep, SpikeGuard, TrainingHalted
+from lightning_stable.guard import Notify, SaveBatch, SkipStep, TrainingHalted
 from lightning_stable.guard.side_responses import Scene
 from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, TakesAnIterator, guard, without
+from tests.guard_from_yaml import guard_from_yaml
 
 TOLD = []
 
@@ -92,29 +92,24 @@ def test_what_cannot_be_called_is_refused(function):
 
 
 def test_both_can_be_built_from_yaml():
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--guard", type=SpikeGuard)
-    config = parser.parse_string(
+    made = guard_from_yaml(
         """
-        guard:
-          class_path: lightning_stable.guard.SpikeGuard
-          init_args:
-            ladder:
-              - {class_path: lightning_stable.guard.SaveBatch, init_args: {folder: bad/ones}}
-              - {class_path: lightning_stable.guard.Notify, init_args: {function: json.dumps, times: 4}}
-              - {class_path: lightning_stable.guard.ClipStep, init_args: {times: 5}}
-              - class_path: lightning_stable.guard.Rollback
-                init_args: {mode: replay, back: 2, reset_momentum: true, escalate: 4}
-              - {class_path: lightning_stable.guard.SkipData, init_args: {batches: 9}}
-              - {class_path: lightning_stable.guard.ScaleLR, init_args: {recover_after: 100}}
-              - class_path: lightning_stable.guard.Halt
-            snapshots: 3
-            snapshot_to: device
-            max_bytes: 1000000
-            cooldown: 5
+        ladder:
+          - {class_path: lightning_stable.guard.SaveBatch, init_args: {folder: bad/ones}}
+          - {class_path: lightning_stable.guard.Notify, init_args: {function: json.dumps, times: 4}}
+          - {class_path: lightning_stable.guard.ClipStep, init_args: {times: 5}}
+          - class_path: lightning_stable.guard.Rollback
+            init_args: {mode: replay, back: 2, reset_momentum: true, escalate: 4}
+          - {class_path: lightning_stable.guard.SkipData, init_args: {batches: 9}}
+          - {class_path: lightning_stable.guard.ScaleLR, init_args: {recover_after: 100}}
+          - class_path: lightning_stable.guard.Halt
+        snapshots: 3
+        snapshot_to: device
+        max_bytes: 1000000
+        cooldown: 5
         """
     )
-    save, notify, clip, rollback, skip, scale, _ = parser.instantiate(config).guard._ladder.rungs
+    save, notify, clip, rollback, skip, scale, _ = made._ladder.rungs
     assert (save.folder, notify.times, notify._function, clip.times) == ("bad/ones", 4, json.dumps, 5)
     assert (rollback.back, rollback.reset_momentum, rollback.escalate, skip.batches) == (2, True, 4, 9)
     assert scale.recover_after == 100

@@ -3,7 +3,6 @@
 
 from types import SimpleNamespace
 
-import jsonargparse
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -14,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning_stable.detectors import MedianDeviation, NonFinite
 from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard, TrainingHalted
 from tests.faulty_runs import ManualNet, Net, TextNet, assert_same, make_batches, run
+from tests.guard_from_yaml import guard_from_yaml
 
 COUNT = 12
 
@@ -271,22 +271,16 @@ def test_its_ladder_can_be_read():
 
 
 def test_it_constructs_from_yaml():
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--guard", type=SpikeGuard)
-    config = parser.parse_string(
+    made = guard_from_yaml(
         """
-        guard:
-          class_path: lightning_stable.guard.SpikeGuard
-          init_args:
-            watch:
-              loss: {class_path: lightning_stable.detectors.MedianDeviation, init_args: {threshold: 6.0}}
-            ladder:
-              - {class_path: lightning_stable.guard.SkipStep, init_args: {times: 5}}
-              - class_path: lightning_stable.guard.Halt
-            snapshot_every: 7
+        watch:
+          loss: {class_path: lightning_stable.detectors.MedianDeviation, init_args: {threshold: 6.0}}
+        ladder:
+          - {class_path: lightning_stable.guard.SkipStep, init_args: {times: 5}}
+          - class_path: lightning_stable.guard.Halt
+        snapshot_every: 7
         """
     )
-    made = parser.instantiate(config).guard
     assert made._ladder.rungs[0].times == 5
     assert made._signals._watch["loss"].threshold == 6.0
 
