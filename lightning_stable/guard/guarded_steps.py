@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import logging_step
+from lightning_stable._lightning.termination import Termination
 from lightning_stable.guard.journal import Journal
 from lightning_stable.guard.ladder import Ladder
 from lightning_stable.guard.lr_scale import LRScale
@@ -59,6 +60,7 @@ class GuardedSteps:
         self._journal = journal
         self._reports = Reports(journal, ladder)
         self._window = Window()
+        self._termination = Termination(trainer)
         recovery.before_first_window = self._check_loaded_state
 
     def begin_batch(self, batch_idx: int) -> None:
@@ -81,7 +83,10 @@ class GuardedSteps:
         window.stepped = True
         recovery.note_lr()
         logged = self._signals.read_logged(trainer)
-        step = read_step(trainer, optimizer, window.losses, logged, self._signals.logged_keys)
+        keys, sigterm = self._signals.logged_keys, self._termination.is_asked_for
+        step = read_step(trainer, optimizer, window.losses, logged, keys, sigterm)
+        if step.sigterm:
+            self._termination.obey()
         window.losses.clear()
         window.count(step)
         if step.is_overflow:

@@ -40,7 +40,8 @@ class SpikeGuard(Callback):
     unscaled gradients before clipping.
 
     With several ranks (DDP, or `ModelParallelStrategy` with FSDP2), `loss` is their mean, `largest_loss` the largest,
-    and all of them see the same numbers and decide alike; each keeps snapshots of its own shards.
+    and all of them see the same numbers and decide alike; each keeps snapshots of its own shards. If one gets SIGTERM,
+    all end after the same step.
 
     Deviations from what other trainers do: the judgement comes before the step and not after it; a skipped step is
     undone whole (BatchNorm statistics, random numbers, schedules, counters, epoch means); spikes never enter the

@@ -35,6 +35,7 @@ class StepReading:
         non_finite_losses: How many losses of the window are NaN or infinite, over all ranks.
         non_finite_gradients: From parameter to how many entries of its gradient are, where there are any; what several
             ranks hold alike counts once. A norm may be infinite where all entries are finite.
+        sigterm: Whether a rank of several was told to end.
 
     Example:
         >>> StepReading(loss=2.0, norm=1.0).is_finite
@@ -49,6 +50,7 @@ class StepReading:
     rank: int | None = None
     non_finite_losses: int = 0
     non_finite_gradients: dict[str, int] = field(default_factory=dict)
+    sigterm: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -72,6 +74,7 @@ def read_step(
     losses: Sequence[Tensor],
     logged: Mapping[str, float],
     keys: Sequence[str],
+    sigterm: bool = False,
 ) -> StepReading:
     """Read a step, and combine it over the ranks; with several, each of them must call this at the same step.
 
@@ -81,6 +84,7 @@ def read_step(
         losses: What `backward` was called on since the optimizer's last step.
         logged: Watched keys that were logged on this rank since then.
         keys: All that are watched, in the same order on all ranks.
+        sigterm: Whether this rank was told to end.
 
     Example:
         >>> read_step.__name__  # needs a running fit; see `SpikeGuard`
@@ -94,7 +98,7 @@ def read_step(
     accumulated = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
     factor = accumulated / scale
     if trainer.world_size > 1:
-        rows = _gather(_packed(optimizer, losses, logged, keys, trainer.world_size), trainer)
+        rows = _gather(_packed(optimizer, losses, logged, keys, trainer.world_size, sigterm), trainer)
         reading = _combined(rows, keys, factor, unscale, scale)
     else:
         reading = _read_alone(optimizer, losses, logged, factor, unscale, scale)
@@ -157,9 +161,14 @@ def signal_suffix(optimizers: Sequence[Optimizer], optimizer: Optimizer) -> str:
 
 
 def _packed(
-    optimizer: Optimizer, losses: Sequence[Tensor], logged: Mapping[str, float], keys: Sequence[str], world_size: int
+    optimizer: Optimizer,
+    losses: Sequence[Tensor],
+    logged: Mapping[str, float],
+    keys: Sequence[str],
+    world_size: int,
+    sigterm: bool,
 ) -> Tensor:
-    """This rank's row: its share of the squared norm, how many losses are bad, loss and keys, if there are any.
+    """This rank's row: its share of the squared norm, bad losses, whether it is to end, and loss and keys, if any.
 
     Before the loss, and before each key, stands whether there is one.
     """
@@ -175,8 +184,8 @@ def _packed(
     values = torch.stack([loss.to(device, torch.float64).mean() for loss in losses]) if losses else share.new_zeros(1)
     bad = (~values.isfinite()).sum().to(torch.float64)
     numbers = [number for key in keys for number in (float(key in logged), logged.get(key, 0.0))]
-    has_loss = share.new_tensor(float(bool(losses)))
-    return torch.cat([torch.stack([share, bad, has_loss, values.mean()]), share.new_tensor(numbers)])
+    flags = share.new_tensor([float(sigterm), float(bool(losses))])
+    return torch.cat([torch.stack([share, bad]), flags, values.mean().reshape(1), share.new_tensor(numbers)])
 
 
 def _non_finite_gradients(trainer: Trainer, optimizer: Optimizer) -> dict[str, int]:
@@ -212,11 +221,11 @@ def _gather(row: Tensor, trainer: Trainer) -> list[list[float]]:
 
 
 def _combined(rows: list[list[float]], keys: Sequence[str], factor: float, unscale: float, scale: float) -> StepReading:
-    losses = {rank: factor * row[3] for rank, row in enumerate(rows) if row[2]}
+    losses = {rank: factor * row[4] for rank, row in enumerate(rows) if row[3]}
     rank = max(losses, key=lambda each: losses[each] if math.isfinite(losses[each]) else math.inf, default=None)
     logged = {}
     for index, key in enumerate(keys):
-        values = [row[5 + 2 * index] for row in rows if row[4 + 2 * index]]
+        values = [row[6 + 2 * index] for row in rows if row[5 + 2 * index]]
         if values:
             logged[key] = sum(values) / len(values)
     return StepReading(
@@ -227,6 +236,7 @@ def _combined(rows: list[list[float]], keys: Sequence[str], factor: float, unsca
         logged=logged,
         rank=rank,
         non_finite_losses=round(sum(row[1] for row in rows)),
+        sigterm=any(row[2] for row in rows),
     )
 
 

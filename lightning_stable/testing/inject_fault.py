@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_stable._lightning import data_fetcher, progress
 from lightning_stable._lightning.loggers import logging_step
+from lightning_stable._lightning.ranks import of_all_ranks
 from lightning_stable.functional.fingerprint import fingerprint
 from lightning_stable.optim.step_gate import StepGate
 from lightning_stable.testing.fault_arguments import require_arguments
@@ -200,20 +201,22 @@ class InjectFault(Callback):
     # The checkpoint. There is no `state_dict`, which a guard would put back together with the step it undoes
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write down what has fired, and where in the data and in time the run is."""
-        checkpoint.setdefault(_KEY, {})[self.state_key] = {
+        """Write down what has fired on each rank, and where in the data and in time the run is."""
+        own = {
             "tried": self._tried,
             "taken": self._taken,
             "position": self._position,
             "fingerprint": self._fingerprint,
             "fired": [fault.to_json() for fault in self._fired],
         }
+        checkpoint.setdefault(_KEY, {})[self.state_key] = of_all_ranks(trainer, own)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count on; a checkpoint that does not know this fault leaves the counting to Lightning's own numbers."""
         self._resumed = True
-        state = checkpoint.get(_KEY, {}).get(self.state_key)
-        if state is not None:
+        states = checkpoint.get(_KEY, {}).get(self.state_key)
+        if states is not None:
+            state = states[trainer.global_rank % len(states)]
             self._tried, self._taken, self._position = state["tried"], state["taken"], state["position"]
             self._fingerprint = state["fingerprint"]
             self._fired = [FiredFault(**fields) for fields in state["fired"]]

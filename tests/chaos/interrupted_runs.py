@@ -6,9 +6,7 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import torch
@@ -21,8 +19,6 @@ from tests.chaos.test_schedules import SETTINGS, schedule_of, steps_of_an_epoch
 from tests.faulty_runs import assert_same, make_batches, run
 from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard
-
-ROOT = Path(__file__).parents[2]
 
 
 def setting_of(seed):
@@ -134,26 +130,6 @@ def die(seeds, folder):
                     os._exit(1)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             (own / "status").write_text(f"{status == -expected} {status}")
-
-
-SCRIPT = """
-    import sys, warnings
-    warnings.filterwarnings("ignore")
-    sys.path.insert(0, {root!r})
-    from pathlib import Path
-    from tests.chaos.interrupted_runs import die
-
-    die({seeds!r}, Path({folder!r}))
-"""
-
-
-def let_die(seeds, folder):
-    """What `die` leaves in `folder`."""
-    script = textwrap.dedent(SCRIPT).format(root=str(ROOT), seeds=list(seeds), folder=str(folder))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads do not survive a fork
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, timeout=240, capture_output=True, text=True, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
 
 
 def assert_it_is_as_if_nothing_had_been(seed, left, folder, setting=None):

@@ -10,11 +10,12 @@ import signal
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from tests.chaos.alone import call_alone
 from tests.chaos.interrupted_runs import (
     WAYS,
     assert_it_is_as_if_nothing_had_been,
+    die,
     interrupted,
-    let_die,
     saved_when_terminated,
 )
 
@@ -75,7 +76,7 @@ def test_many_runs_that_are_terminated_go_on_as_if_they_had_not_been(seed, tmp_p
 @pytest.fixture(scope="module")
 def dead(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dead")
-    let_die(SEEDS, folder)
+    call_alone(die, SEEDS, folder)
     return folder
 
 
@@ -90,7 +91,7 @@ def test_a_run_that_is_killed_leaves_whole_files_and_goes_on_as_if_it_had_not_be
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_runs_that_are_killed_leave_whole_files_and_go_on_as_if_they_had_not_been(tmp_path):
-    let_die(SLOW_SEEDS, tmp_path)
+    call_alone(die, SLOW_SEEDS, tmp_path)
     for way in WAYS:
         for seed in SLOW_SEEDS:
             folder = tmp_path / f"{way} {seed}"

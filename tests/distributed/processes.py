@@ -52,17 +52,26 @@ def of_both(results: dict[str, list[Any]], name: str) -> list[Any]:
     return results[name]
 
 
-def _work(rank: int, checks: dict[str, Check], folder: Path, deadline: float) -> None:
+def become(rank: int) -> None:
+    """Set up what a launcher would."""
     os.environ.pop("PL_GLOBAL_SEED", None)  # a test before this one may have left it, and Lightning would seed by it
     os.environ.update(GLOO_SOCKET_IFNAME="lo0" if sys.platform == "darwin" else "lo", LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
+
+
+def join_group(rank: int, store: dist.Store) -> None:
+    """Meet the other rank in `store`."""
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
+    torch.manual_seed(rank)  # the global generators differ from the start
+
+
+def _work(rank: int, checks: dict[str, Check], folder: Path, deadline: float) -> None:
+    become(rank)
     store, results = dist.FileStore(str(folder / "store"), 2), {}
     with (folder / f"{rank}.stack").open("w") as stack:
         faulthandler.dump_traceback_later(deadline - time.time(), file=stack)
         for number, (name, check) in enumerate(checks.items()):
-            own = dist.PrefixStore(str(number), store)
-            dist.init_process_group("gloo", store=own, rank=rank, world_size=2, timeout=timedelta(seconds=30))
-            torch.manual_seed(rank)  # the global generators differ from the start
+            join_group(rank, dist.PrefixStore(str(number), store))
             try:
                 results[name] = check(rank, folder / str(number))
             except Exception:

@@ -30,17 +30,29 @@ class Seen(Callback):
         self.norms.append(float(torch.cat(gradients).norm()))
 
 
-def check(kind, wrap, rank, folder):
-    fault, seen = InjectFault(kind, step=STEP, rank=1), Seen()
+def train(steps, fault, wrap, callbacks=(), ckpt_path=None):
     module = Fitted(torch.optim.SGD, {"lr": 0.0}, Net(), faults=False)
-    fit(module, STEP + 1, strategy=strategy_for(wrap), devices=2, callbacks=[seen, fault])
-    return {"norms": seen.norms, "losses": seen.losses, "fired": [fired.step for fired in fault.fired]}
+    return fit(module, steps, ckpt_path, strategy=strategy_for(wrap), devices=2, callbacks=[*callbacks, fault])
+
+
+def check(kind, wrap, rank, folder):
+    fault, seen, again = InjectFault(kind, step=STEP, rank=1), Seen(), InjectFault(kind, step=STEP, rank=1)
+    train(STEP + 1, fault, wrap, [seen]).save_checkpoint(folder / "last.ckpt")
+    train(STEP + 2, again, wrap, ckpt_path=folder / "last.ckpt")
+    fired = {"fired": [fired.step for fired in fault.fired], "resumed": [fired.step for fired in again.fired]}
+    return {"norms": seen.norms, "losses": seen.losses, **fired}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     checks = {f"{kind}, {wrap}": partial(check, kind, wrap) for kind, wrap in CHECKS}
     return partial(of_both, on_two_ranks(checks, tmp_path_factory.mktemp("faults")))
+
+
+@pytest.mark.parametrize(("kind", "wrap"), CHECKS)
+def test_each_rank_knows_after_a_resume_what_it_was_hit_by(kind, wrap, ranks):
+    zero, one = ranks(f"{kind}, {wrap}")
+    assert (zero["resumed"], one["resumed"]) == ([], [STEP])
 
 
 @pytest.mark.parametrize(("kind", "wrap"), CHECKS)

@@ -28,10 +28,10 @@ def test_the_gradient_norm_is_that_of_all_gradients_together():
     assert math.isnan(gradient_norm(optimizer).item())
 
 
-def row(share, loss=None, bad=0.0, **logged):
+def row(share, loss=None, bad=0.0, sigterm=0.0, **logged):
     keys = [logged.get("a"), logged.get("b")]
     numbers = [number for value in keys for number in ((0.0, 0.0) if value is None else (1.0, value))]
-    return [share, bad, 0.0 if loss is None else 1.0, loss or 0.0, *numbers]
+    return [share, bad, sigterm, 0.0 if loss is None else 1.0, loss or 0.0, *numbers]
 
 
 def combined(*rows, factor=1.0, unscale=1.0, scale=1.0):
@@ -41,6 +41,11 @@ def combined(*rows, factor=1.0, unscale=1.0, scale=1.0):
 def test_ranks_are_combined_to_one_reading():
     reading = combined(row(9.0, 2.0, a=1.0), row(16.0, 4.0, a=3.0, b=7.0), factor=0.5, unscale=10.0, scale=10.0)
     assert reading == StepReading(loss=1.5, norm=0.5, scale=10.0, largest_loss=2.0, logged={"a": 2.0, "b": 7.0}, rank=1)
+
+
+def test_one_rank_that_is_told_to_end_is_enough():
+    assert combined(row(1.0, 2.0), row(1.0, 2.0, sigterm=1.0)).sigterm
+    assert not combined(row(1.0, 2.0), row(1.0, 2.0)).sigterm
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -18,11 +18,11 @@ made from `now`, when the first batch is asked for.
 
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stable._lightning import data_fetcher, progress
+from lightning_stable._lightning.ranks import of_all_ranks
 from lightning_stable.guard.replays import Replay
 from lightning_stable.guard.state.random_state import RandomState, random_of, state_of
 
@@ -117,9 +117,7 @@ class ExactResume:
 
     def of_all_ranks(self, trainer: Trainer, own: dict[str, Any]) -> dict[str, Any]:
         """This rank's `state_dict`, with the random states of every rank; each of them must call this."""
-        states: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(states, {name: own[name] for name in _OF_EACH_RANK})
-        return {**own, "ranks": states}
+        return {**own, "ranks": of_all_ranks(trainer, {name: own[name] for name in _OF_EACH_RANK})}
 
     def load_state_dict(self, state_dict: dict[str, Any], trainer: Trainer | None) -> None:
         """Take up `state_dict` when the data is there; of several ranks' states, that of this rank."""

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
+from lightning_stable._lightning.ranks import of_all_ranks
 from lightning_stable.detectors import Verdict
 from lightning_stable.functional.tensor_norms import local
 from lightning_stable.guard.recovery import Recovery
@@ -139,9 +140,7 @@ class ResumeGuard:
 
     def of_all_ranks(self, trainer: Trainer, own: dict[str, Any]) -> dict[str, Any]:
         """This rank's `state_dict`, with the moments of every rank's shards; each of them must call this."""
-        moments: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(moments, own["moments"][0])
-        return {**own, "moments": moments}
+        return {**own, "moments": of_all_ranks(trainer, own["moments"][0])}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Watch, from the first step on, whether it still looks so."""
