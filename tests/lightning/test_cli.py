@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from lightning_stable._lightning.cli import StableCLI, WrongConfiguration, run
 from lightning_stable.schedules import REXLR
-from lightning_stable.testbeds import CharLM, PythonTextDataModule
+from lightning_stable.testbeds import CharLM, PythonTextDataModule, char_lm
 from tests.faulty_runs import Net
 from tests.small_fit import LIGHTNING_CLI_WARNS
 
@@ -207,7 +207,7 @@ def test_an_error_that_is_no_matter_of_configuration_stays_what_it_is(tmp_path, 
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_built(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(CharLM, "__init__", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr(char_lm, "GPT", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(SystemExit) as stop:
         run(["fit", "--config", write_config(tmp_path), "--ckpt_path", "no/such.ckpt"])
     assert stop.value.code == 2
