@@ -2,13 +2,18 @@
 """Walk over a parameter, its gradient and its moments in flat chunks that stay in the processor's cache.
 
 Everything that is done to a chunk finds it in the cache, and nothing temporary is larger than a chunk. On an
-accelerator, where a launch costs more than a trip to memory, a chunk is the whole tensor.
+accelerator, where a launch costs more than a trip to memory, a chunk is the whole tensor. `Extent` is how large a chunk
+of a gradient is.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_stable.functional.ada_clip import ada_clip
 
 CHUNK = 2**19  # elements: 2 MB of float32, of which a few fit into a cache; fewer would cost more calls than they save
 
@@ -109,3 +114,99 @@ class Scratch:
         if room is None or room.numel() < chunk.numel():
             room = self._rooms[chunk.dtype] = torch.empty_like(chunk)
         return room[: chunk.numel()]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large one chunk of a gradient is: numbers, or tensors where an accelerator keeps them.
+
+    Args:
+        largest: Size of the largest entry.
+        square: Sum of squares.
+
+    Example:
+        >>> extent(torch.tensor([3.0, -4.0]))
+        Extent(largest=4.0, square=25.0)
+    """
+
+    largest: Any
+    square: Any
+
+
+def extents(gradients: list[Tensor]) -> list[list[Extent]]:
+    """Return how large each gradient is, chunk by chunk; the small ones are looked at in one go.
+
+    Args:
+        gradients: Of any shapes, on one device.
+
+    Example:
+        >>> extents([torch.tensor([[3.0], [-4.0]]), torch.zeros(1)])
+        [[Extent(largest=4.0, square=25.0)], [Extent(largest=0.0, square=0.0)]]
+    """
+    small = [gradient.to(compute_dtype(gradient)) for gradient in gradients if is_small(gradient)]
+    norms = (torch._foreach_norm(small, order) for order in (torch.inf, 2))
+    found = iter(zip(*(torch.stack(each).tolist() for each in norms), strict=True)) if small else iter(())
+    return [
+        [Extent(largest, norm * norm) for largest, norm in [next(found)]]
+        if is_small(gradient)
+        else [extent(chunk) for _, chunk in flat_chunks([], gradient)]
+        for gradient in gradients
+    ]
+
+
+def extent(chunk: Tensor) -> Extent:
+    """Return how large a chunk is; the second look at it finds it in the cache.
+
+    Args:
+        chunk: One axis, contiguous.
+
+    Example:
+        >>> extent(torch.tensor([1.0, -2.0])).largest
+        2.0
+    """
+    (low, high), square = chunk.aminmax(), torch.dot(chunk, chunk)
+    if chunk.device.type == "cpu":  # max() would not see a NaN, but then `square` is one
+        return Extent(max(-low.item(), high.item()), square.item())
+    return Extent(torch.maximum(-low, high), square)
+
+
+def clipped_square(gradient: Tensor, parts: list[Extent], threshold: Any, largest: Any, scratch: Scratch) -> Any:
+    """Return the sum of squares of a gradient after AdaClip.
+
+    Args:
+        gradient: Not changed.
+        parts: How large its chunks are.
+        threshold: See `ada_clip`.
+        largest: See `ada_clip`.
+        scratch: Room for what is clipped.
+
+    Example:
+        >>> gradient = torch.tensor([3.0, -8.0])
+        >>> clipped_square(gradient, [extent(gradient)], threshold=4.0, largest=8.0, scratch=Scratch())
+        25.0
+    """
+    if gradient.device.type == "cpu" and not largest > threshold:
+        return sum(part.square for part in parts)
+    total = 0.0
+    for (_, chunk), part in zip(flat_chunks([], gradient), parts, strict=True):
+        if chunk.device.type == "cpu" and not part.largest > threshold:
+            total = total + part.square
+        else:
+            clipped = ada_clip(chunk, threshold, largest, out=scratch.like(chunk))
+            square = torch.dot(clipped, clipped)
+            total = total + (square.item() if chunk.device.type == "cpu" else square.double())
+    return total
+
+
+def largest_of(parts: Sequence[Extent]) -> Any:
+    """Return the largest entry of all chunks; 0 if there are none.
+
+    Args:
+        parts: Numbers, or a single one that an accelerator keeps.
+
+    Example:
+        >>> largest_of([Extent(1.0, 1.0), Extent(3.0, 9.0)])
+        3.0
+    """
+    found = [part.largest for part in parts]
+    return max(found) if all(isinstance(value, float) for value in found) and found else (found or [0.0])[0]

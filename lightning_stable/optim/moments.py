@@ -36,8 +36,9 @@ SECOND_MOMENTS = frozenset(
     }
 )
 
-# State that no reset touches: the last gradient of DiffGrad and Adan, and what StableSPAM knows of their size.
-NO_MOMENTS = frozenset({"step", "previous_grad", "statistics"})
+# State that no reset touches: the last gradient of DiffGrad and Adan, what StableSPAM knows of their size, and in what
+# units it keeps moments, which are 0 in any unit.
+NO_MOMENTS = frozenset({"step", "previous_grad", "statistics", "exp_avg_unit", "exp_avg_sq_unit"})
 
 
 @torch.no_grad()

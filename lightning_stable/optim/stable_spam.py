@@ -2,7 +2,7 @@
 """Stable-SPAM: AdamW behind two adaptive limits on the gradient, which forgets its momentum now and then."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,27 @@ from lightning_stable.functional.ada_clip import ada_clip, ada_clip_threshold
 from lightning_stable.functional.ada_grad_norm import NormHistory, ada_grad_norm
 from lightning_stable.functional.tensor_norms import local, reduce_over_shards, stacked
 from lightning_stable.optim.arguments import require_fraction, require_steps
-from lightning_stable.optim.chunks import Scratch, compute_dtype, flat_chunks, is_small
+from lightning_stable.optim.chunks import (
+    Extent,
+    Scratch,
+    clipped_square,
+    compute_dtype,
+    extent,
+    extents,
+    flat_chunks,
+    is_small,
+    largest_of,
+)
 from lightning_stable.optim.fused_adamw import adamw_
 from lightning_stable.optim.moment_optimizer import Member, MomentDtype, MomentOptimizer
+from lightning_stable.optim.moment_units import (
+    MomentUnits,
+    can_keep_units,
+    new_units,
+    read_units,
+    without_units,
+    write_units,
+)
 
 
 class StableSPAM(MomentOptimizer):
@@ -42,7 +60,9 @@ class StableSPAM(MomentOptimizer):
     there, it rises again. Bias correction knows that beta1 changes. Every counter is in the `state_dict`. A tensor
     whose gradient holds NaN or infinity, or has a norm too large to be squared, is left out of the step as a whole.
     Gradients are left as they were. Largest entry and norm are those of the whole tensor where it is sharded. There is
-    no `amsgrad`, whose maximum no reset reaches.
+    no `amsgrad`, whose maximum no reset reaches. In the state the moments are `exp_avg` times `exp_avg_unit`, and
+    `exp_avg_sq` times `exp_avg_sq_unit`: large tensors on the host take gradients as they are, and AdaGN's factor goes
+    into the units, which saves a pass.
 
     As AdaGN makes every tensor's gradient about 1 in norm, parameters of one element take steps of lr.
 
@@ -115,6 +135,7 @@ class StableSPAM(MomentOptimizer):
         return {
             **super()._new_state(parameter, group),
             "beta1_product": torch.ones((), dtype=torch.float64),
+            **new_units(),
             # AdaClip's mean of the largest entry and the gradients it has seen; then the `NormHistory` of AdaGN
             "statistics": torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.float64, device=parameter.device),
         }
@@ -122,21 +143,23 @@ class StableSPAM(MomentOptimizer):
     def _before(self, group: dict[str, Any]) -> None:
         if group["reset_interval"] is None or group["steps_taken"] % group["reset_interval"]:
             return
-        for state in (self.state[parameter] for parameter in group["params"] if parameter in self.state):
+        states = [self.state[parameter] for parameter in group["params"] if parameter in self.state]
+        for state in states:
             for name in self._moments:
                 state[name].zero_()
             state["step"].zero_()
             state["beta1_product"].fill_(1.0)
+        write_units(states, [MomentUnits()] * len(states))
 
     def _step_group(self, group: dict[str, Any], members: list[Member]) -> None:
         scratch = Scratch()
         large, batches = _batches(members)
         self._step_large(large, group, scratch)
         for batch in batches:
-            extents = _extents(batch)
+            measured = extents([member.gradient for member in batch])
             together: dict[tuple[Any, ...], list[tuple[Member, _Limit]]] = {}
-            limits = self._limits(group, batch, extents, scratch)
-            for member, parts, limit in zip(batch, extents, limits, strict=True):
+            limits = self._limits(group, batch, measured, scratch)
+            for member, parts, limit in zip(batch, measured, limits, strict=True):
                 if self._counts(member, limit, group) and self._can_join(member):
                     count = member.step, float(member.state["beta1_product"]), member.gradient.dtype
                     together.setdefault(count, []).append((member, limit))
@@ -149,43 +172,45 @@ class StableSPAM(MomentOptimizer):
         """Update tensors of the host alone one by one, so that the second look at a gradient finds it in the cache."""
         if not members:
             return
-        every = [member.state["statistics"] for member in members]
-        seen = torch.stack(every).tolist()
+        states = [member.state for member in members]
+        every = [state["statistics"] for state in states]
+        seen, units = torch.stack(every).tolist(), read_units(states)
         for index, member in enumerate(members):
-            extents = [_extent(chunk) for _, chunk in flat_chunks([], member.gradient)]
-            limit, statistics = self._limit(group, member, extents, seen[index], scratch)
+            parts = [extent(chunk) for _, chunk in flat_chunks([], member.gradient)]
+            limit, statistics = self._limit(group, member, parts, seen[index], scratch)
             if self._counts(member, limit, group):
                 seen[index] = statistics
-                self._step_limited(member, extents, limit, group, scratch)
+                units[index] = self._step_large_limited(member, parts, limit, units[index], group, scratch)
         torch._foreach_copy_(every, list(torch.tensor(seen, dtype=torch.float64).unbind()))
+        write_units(states, units)
 
     def _counts(self, member: Member, limit: "_Limit", group: dict[str, Any]) -> bool:
         """Whether the step is one for this tensor; `step` was counted as if it were."""
         if limit.finite:
-            member.state["beta1_product"] *= group["betas"][0] * _beta_scale(group)
+            member.state["beta1_product"].mul_(_betas(group)[0])
         else:
             member.state["step"] -= 1
         return limit.finite
 
     def _can_join(self, member: Member) -> bool:
         dtype = compute_dtype(member.parameter)
-        tensors = [member.parameter, member.gradient, *(local(member.state[name]) for name in self._moments)]
+        tensors = [member.gradient, *self._tensors(member)]
         return is_small(member.gradient) and all(each.dtype == dtype and each.is_contiguous() for each in tensors)
 
     def _limits(
-        self, group: dict[str, Any], members: list[Member], extents: "list[list[_Extent]]", scratch: Scratch
+        self, group: dict[str, Any], members: list[Member], measured: list[list[Extent]], scratch: Scratch
     ) -> "list[_Limit]":
         """Let the statistics see this step's gradients, and return what is to be done to each gradient."""
         sources, size = [member.source for member in members], abs(members[0].factor)
         statistics = torch.stack([member.state["statistics"] for member in members])
-        largest = _gathered([_maximum(part.largest for part in parts) for parts in extents], sources, dist.ReduceOp.MAX)
+        largest = _gathered([largest_of(parts) for parts in measured], sources, dist.ReduceOp.MAX)
         every_largest = _numbers(largest)
 
         def clipped_norm(threshold: Tensor) -> Tensor:
             bounds = zip(_numbers(threshold), every_largest, strict=True)
             squares = [
-                _clipped_square(member.gradient, parts, *bound, scratch)
-                for member, parts, bound in zip(members, extents, bounds, strict=True)
+                clipped_square(member.gradient, parts, *bound, scratch)
+                for member, parts, bound in zip(members, measured, bounds, strict=True)
             ]
             return _gathered(squares, sources, dist.ReduceOp.SUM).sqrt()
 
@@ -199,26 +224,49 @@ class StableSPAM(MomentOptimizer):
         return [_Limit(*limit) for limit in each]
 
     def _limit(
-        self, group: dict[str, Any], member: Member, extents: "list[_Extent]", statistics: list[float], scratch: Scratch
+        self, group: dict[str, Any], member: Member, parts: list[Extent], statistics: list[float], scratch: Scratch
     ) -> "tuple[_Limit, list[float]]":
         """The same for one tensor of the host alone, with Python's numbers; returns the statistics, too."""
-        largest = _maximum(part.largest for part in extents)
+        largest = largest_of(parts)
 
         def clipped_norm(threshold: float) -> float:
-            return math.sqrt(_clipped_square(member.gradient, extents, threshold, largest, scratch))
+            return math.sqrt(clipped_square(member.gradient, parts, threshold, largest, scratch))
 
         threshold, norm, factor, seen = _follow(statistics, largest, clipped_norm, abs(member.factor), group)
         finite = math.isfinite(largest) and math.isfinite(norm)
         return _Limit(threshold, largest, factor * member.factor, finite), seen
 
+    def _step_large_limited(
+        self,
+        member: Member,
+        parts: list[Extent],
+        limit: "_Limit",
+        units: MomentUnits,
+        group: dict[str, Any],
+        scratch: Scratch,
+    ) -> MomentUnits:
+        """Let the moments take the gradient as it is, where its size allows; returns the units they then have."""
+        if not can_keep_units(limit.factor, limit.largest):
+            self._step_limited(member, parts, limit, group, scratch)
+            return MomentUnits()
+        change, units, betas = units.after(limit.factor, _betas(group))
+        for (chunks, gradient), part in zip(flat_chunks(self._tensors(member), member.gradient), parts, strict=True):
+            if change is not None:
+                change.multiply(chunks[1], chunks[2])
+            if part.largest > limit.threshold:
+                gradient = ada_clip(gradient, limit.threshold, limit.largest, out=scratch.like(gradient))
+            self._move([chunks[0]], [gradient], [chunks[1]], [chunks[2]], member, group, units, betas)
+        return units
+
     def _step_limited(
-        self, member: Member, extents: "list[_Extent]", limit: "_Limit", group: dict[str, Any], scratch: Scratch
+        self, member: Member, parts: list[Extent], limit: "_Limit", group: dict[str, Any], scratch: Scratch
     ) -> None:
-        tensors = [member.parameter, *(local(member.state[name]) for name in self._moments)]
-        for (chunks, gradient), extent in zip(flat_chunks(tensors, member.gradient), extents, strict=True):
+        tensors = self._tensors(member)
+        without_units([member.state], [tensors[1]], [tensors[2]])
+        for (chunks, gradient), part in zip(flat_chunks(tensors, member.gradient), parts, strict=True):
             on_host = gradient.device.type == "cpu"
             limited = scratch.like(gradient)
-            if not on_host or extent.largest > limit.threshold:
+            if not on_host or part.largest > limit.threshold:
                 gradient = ada_clip(gradient, limit.threshold, limit.largest, out=limited)
             torch.mul(gradient, limit.factor, out=limited)
             if on_host:  # and so known to be finite
@@ -237,6 +285,7 @@ class StableSPAM(MomentOptimizer):
         limited = list(torch._foreach_mul(clipped, [limit.factor for _, limit in pairs]))
         members = [member for member, _ in pairs]
         exp_avgs, exp_avg_sqs = ([local(member.state[name]) for member in members] for name in self._moments)
+        without_units([member.state for member in members], exp_avgs, exp_avg_sqs)
         self._move([member.parameter for member in members], limited, exp_avgs, exp_avg_sqs, members[0], group)
 
     def _update(
@@ -252,29 +301,26 @@ class StableSPAM(MomentOptimizer):
         exp_avg_sqs: list[Tensor],
         member: Member,
         group: dict[str, Any],
+        units: MomentUnits = MomentUnits(),  # noqa: B008  # it cannot be changed
+        betas: tuple[float, float] | None = None,
     ) -> None:
-        """Update tensors that have taken as many steps as `member`."""
-        beta1, beta2 = group["betas"]
+        """Update tensors that have taken as many steps as `member`; `units` are those after the step."""
         lr = float(group["lr"])
-        correction2 = math.sqrt(1 - beta2**member.step)
+        correction2 = math.sqrt(1 - group["betas"][1] ** member.step)
+        scale2 = correction2 / math.sqrt(units.exp_avg_sq)
         adamw_(
             parameters,
             gradients,
             exp_avgs,
             exp_avg_sqs,
-            step_size=lr * correction2 / (1 - float(member.state["beta1_product"])),
-            betas=(beta1 * _beta_scale(group), beta2),
-            eps=group["eps"] * correction2,
+            step_size=lr * units.exp_avg * scale2 / (1 - float(member.state["beta1_product"])),
+            betas=_betas(group) if betas is None else betas,
+            eps=group["eps"] * scale2,
             decay=lr * group["weight_decay"],
         )
 
-
-@dataclass(frozen=True, slots=True)
-class _Extent:
-    """How large one chunk of a gradient is: numbers, or tensors where an accelerator keeps them."""
-
-    largest: Any
-    square: Any
+    def _tensors(self, member: Member) -> list[Tensor]:
+        return [member.parameter, *(local(member.state[name]) for name in self._moments)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,48 +365,6 @@ def _batches(members: list[Member]) -> tuple[list[Member], list[list[Member]]]:
     return large, list(batches.values())
 
 
-def _extents(members: list[Member]) -> list[list[_Extent]]:
-    """How large each gradient is, chunk by chunk; the small ones are looked at in one go."""
-    gradients = [member.gradient for member in members]
-    small = [gradient.to(compute_dtype(gradient)) for gradient in gradients if is_small(gradient)]
-    norms = (torch._foreach_norm(small, order) for order in (torch.inf, 2))
-    found = iter(zip(*(torch.stack(each).tolist() for each in norms), strict=True)) if small else iter(())
-    return [
-        [_Extent(largest, norm * norm) for largest, norm in [next(found)]]
-        if is_small(gradient)
-        else [_extent(chunk) for _, chunk in flat_chunks([], gradient)]
-        for gradient in gradients
-    ]
-
-
-def _extent(chunk: Tensor) -> _Extent:
-    """The second look at a chunk finds it in the cache."""
-    (low, high), square = chunk.aminmax(), torch.dot(chunk, chunk)
-    if chunk.device.type == "cpu":  # max() would not see a NaN, but then `square` is one
-        return _Extent(max(-low.item(), high.item()), square.item())
-    return _Extent(torch.maximum(-low, high), square)
-
-
-def _clipped_square(gradient: Tensor, extents: list[_Extent], threshold: Any, largest: Any, scratch: Scratch) -> Any:
-    """The sum of squares after AdaClip."""
-    if gradient.device.type == "cpu" and not largest > threshold:
-        return sum(extent.square for extent in extents)
-    total = 0.0
-    for (_, chunk), extent in zip(flat_chunks([], gradient), extents, strict=True):
-        if chunk.device.type == "cpu" and not extent.largest > threshold:
-            total = total + extent.square
-        else:
-            clipped = ada_clip(chunk, threshold, largest, out=scratch.like(chunk))
-            square = torch.dot(clipped, clipped)
-            total = total + (square.item() if chunk.device.type == "cpu" else square.double())
-    return total
-
-
-def _maximum(values: Iterable[Any]) -> Any:
-    found = list(values)
-    return max(found) if all(isinstance(value, float) for value in found) and found else (found or [0.0])[0]
-
-
 def _gathered(values: list[Any], sources: list[Tensor], operation: Any) -> Tensor:
     """One value per tensor, combined over its shards."""
     if any(isinstance(value, Tensor) for value in values):
@@ -373,6 +377,11 @@ def _gathered(values: list[Any], sources: list[Tensor], operation: Any) -> Tenso
 def _numbers(values: Tensor) -> Any:
     """Python numbers, or where that would mean waiting for an accelerator, tensors."""
     return values.tolist() if values.device.type == "cpu" else list(values.float().unbind())
+
+
+def _betas(group: dict[str, Any]) -> tuple[float, float]:
+    """The decay rates of the moments in this step."""
+    return group["betas"][0] * _beta_scale(group), group["betas"][1]
 
 
 def _beta_scale(group: dict[str, Any]) -> float:

@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import pytest
 import torch
 
+from lightning_stable.functional import ada_clip
 from lightning_stable.optim import chunks
-from lightning_stable.optim.chunks import Scratch, compute_dtype, flat_chunks, is_small
+from lightning_stable.optim.chunks import (
+    Scratch,
+    clipped_square,
+    compute_dtype,
+    extents,
+    flat_chunks,
+    is_small,
+    largest_of,
+)
 
 LAYOUTS = {
     "contiguous": lambda: torch.arange(12.0).reshape(3, 4),
@@ -49,3 +60,43 @@ def test_scratch_is_as_large_as_what_it_is_asked_for_and_of_its_precision():
 def test_a_small_tensor_is_not_larger_than_a_chunk_and_not_empty(numel, small, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", 4)
     assert is_small(torch.zeros(numel)) == small
+
+
+# How large gradients are
+
+
+@pytest.fixture(params=[(2**14, 2**19), (0, 2**19), (0, 7)], ids=["small", "large", "in chunks"])
+def sizes(request, monkeypatch):
+    monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", request.param[0])
+    monkeypatch.setattr("lightning_stable.optim.chunks.CHUNK", request.param[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_they_are_the_largest_entry_and_the_sum_of_squares(sizes, dtype):
+    given = [torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype) for shape in ((5, 4), (3,), ())]
+    given.append(given[0].T)  # not contiguous
+    for gradient, parts in zip(given, extents(given), strict=True):
+        assert largest_of(parts) == gradient.abs().max().item()
+        assert sum(part.square for part in parts) == pytest.approx(gradient.double().square().sum().item(), rel=1e-6)
+
+
+def test_an_empty_gradient_has_none(sizes):
+    assert largest_of(extents([torch.zeros(0)])[0]) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows(sizes, bad):
+    gradient = torch.ones(20)
+    gradient[13] = bad
+    [parts] = extents([gradient])
+    assert not math.isfinite(largest_of(parts)) or not math.isfinite(sum(part.square for part in parts))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 100.0])
+def test_the_clipped_square_is_that_of_the_clipped_gradient(sizes, threshold):
+    gradient = torch.randn(20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    [parts] = extents([gradient])
+    largest = largest_of(parts)
+    clipped = ada_clip(gradient, threshold, largest) if largest > threshold else gradient
+    found = clipped_square(gradient, parts, threshold, largest, Scratch())
+    assert found == pytest.approx(clipped.square().sum().item(), rel=1e-12)

@@ -55,7 +55,7 @@ def test_the_estimate_is_near_and_the_measurement_exact(optimizer):
     estimated, measured = measures.measured
     assert not measured.is_estimate
     parameters = len(list(Net().parameters()))
-    few = 60 * parameters  # counters, and what StableSPAM knows of each tensor
+    few = 76 * parameters  # counters, and what StableSPAM knows of each tensor
     assert 0 <= measured.per_slot - estimated.per_slot <= few
 
 
