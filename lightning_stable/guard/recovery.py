@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from lightning_stable._lightning import checkpoints, progress
+from lightning_stable._lightning import progress
 from lightning_stable._lightning.data_fetcher import FetcherTap, Kept
 from lightning_stable._lightning.passed_over import PassedOver
 from lightning_stable.guard.ladder import Escalation
@@ -302,7 +302,7 @@ class Recovery:
         self.aftermath.steps_rolled_back = steps - slot.snapshot.global_step
         slot.taken_at = time.perf_counter()
         self._signals.load_state_dict(slot.signals)
-        checkpoints.mark_saved(trainer)
+        self.replays.keep_from_saving(comes_again=replay)
         if replay and good:
             self.replays.begin(good, random_after)
         elif was_last:

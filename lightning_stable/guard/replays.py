@@ -107,11 +107,23 @@ class Replays:
             if kept.along is not None:  # a run without the batch that was left out has fetched and validated meanwhile
                 kept.along.restore()
 
+    def keep_from_saving(self, comes_again: bool) -> None:
+        """Let `ModelCheckpoint` save nothing at the end of this batch.
+
+        Args:
+            comes_again: Whether steps that lie ahead once more will be what they were, and need not be saved again.
+        """
+        marked = checkpoints.mark_saved(self._trainer)
+        if self._marked is None:
+            self._marked = marked
+        if not comes_again:
+            self._marked = [min(step, self._trainer.global_step) for step in self._marked]
+
     def after_batch(self) -> None:
         """A replayed step was saved and validated before; only the last one stands where the data goes on."""
         if not self.is_on:
             return
-        self._marked = checkpoints.mark_saved(self._trainer)
+        self.keep_from_saving(comes_again=True)
         if self.left:
             progress.skip_next_validation(self._trainer)
             return

@@ -19,12 +19,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from tests.chaos.chaotic_ranks import RankNet, schedule_of
-from tests.chaos.chaotic_runs import BATCHES, EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY
+from tests.chaos.chaotic_ranks import RankNet, batches_of, schedule_of
+from tests.chaos.chaotic_runs import EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY
 from tests.chaos.test_schedules import steps_of_an_epoch
 from tests.distributed.fitted_net import strategy_for
 from tests.distributed.processes import become, join_group, whole
-from tests.faulty_runs import assert_same, make_batches, run
+from tests.faulty_runs import assert_same, run
 from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard
 
@@ -79,15 +79,15 @@ def setting_of(seed):
 
 
 class Signalled(Callback):
-    """The own process gets a signal, at one of several places of a step."""
+    """The own process gets a signal, at one of several places of a step, or in the first validation."""
 
     def __init__(self, number, ranks, step, place):
         self.number, self.ranks, self.step, self.place = number, ranks, step, place
         self._sent = False
 
     def _be_at(self, place, trainer):
-        due = trainer.global_step >= self.step and place == self.place and trainer.global_rank in self.ranks
-        if due and not self._sent:
+        due = place == "validation" or trainer.global_step >= self.step
+        if due and place == self.place and trainer.global_rank in self.ranks and not self._sent:
             self._sent = True
             os.kill(os.getpid(), self.number)
 
@@ -115,7 +115,7 @@ def train(seed, rank, folder, callbacks=(), **arguments):
     setting = setting_of(seed)
     guarded = guard(*LADDERS[setting.ladder](), snapshot_every=SNAPSHOT_EVERY, forgive_after=5)
     outcome = run(
-        make_batches(2 * BATCHES)[rank::2],
+        batches_of(rank),
         [guarded, *schedule_of(seed, steps_of_an_epoch(setting.accumulate)), *callbacks],
         shuffle=True,
         model=RankNet,

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from lightning_stable._lightning import progress
 from lightning_stable.guard import Rollback, ScaleLR, SkipStep
 from lightning_stable.testing import InjectFault
 from tests.faulty_runs import Batches, Net, assert_same, make_batches, run
@@ -122,6 +123,29 @@ def test_a_replayed_step_is_not_saved_again(tmp_path, bad):
         epochs=1,
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"step={step}.ckpt" for step in range(1, 12))
+
+
+class Saves(ModelCheckpoint):
+    """Notes after how many batches of the epoch it saves, and at which step."""
+
+    def __init__(self, folder, every):
+        super().__init__(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+        self.saved = []
+
+    def _save_checkpoint(self, trainer, filepath):
+        super()._save_checkpoint(trainer, filepath)
+        self.saved.append((trainer.global_step, progress.batches_into_epoch(trainer)))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("bad", [{4}, {6}, {6, 8}, {8}, {10, 13}])
+def test_nothing_is_saved_in_the_middle_of_a_window(tmp_path, response, bad, every):
+    """Whose gradients no checkpoint holds."""
+    saves = Saves(tmp_path, every)
+    arguments = {"enable_checkpointing": True, "accumulate_grad_batches": 2, "epochs": 1}
+    run(make_batches(20, bad), [guard(response, snapshot_every=4), saves], **arguments)
+    assert saves.saved
+    assert [into % 2 for _, into in saves.saved] == [0] * len(saves.saved)
 
 
 @pytest.mark.parametrize("bad", [{5}, {11}])
