@@ -50,6 +50,13 @@ def test_of_every_optimizer(name, response):
 
 
 @pytest.mark.parametrize("response", RESPONSES)
+def test_of_stable_spam_where_it_takes_every_tensor_for_a_large_one(response, monkeypatch):
+    """Then its moments are in units of their own."""
+    monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", 0)
+    test_of_every_optimizer("StableSPAM", response)
+
+
+@pytest.mark.parametrize("response", RESPONSES)
 def test_of_a_chain_of_gradient_transforms(response):
     def callbacks():
         chain = [SpikeClip(threshold=2.0, start_after=2), AdaClip(0.9), NormGrowthLimiter(), ZScoreClip(warmup_steps=3)]

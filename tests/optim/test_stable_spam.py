@@ -196,8 +196,10 @@ def test_the_cosine_stays_down_after_the_end():
     assert sorted(used, reverse=True) == pytest.approx(used)
 
 
+@pytest.mark.parametrize("small", [2**14, 0])
 @pytest.mark.parametrize("stop", [13, 20, 21, 37])
-def test_a_resume_is_bit_identical(stop, tmp_path):
+def test_a_resume_is_bit_identical(stop, small, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_stable.optim.chunks.SMALL", small)
     settings = {**SETTINGS, "total_steps": 60}
     expected = run(StableSPAM(parameters(), **settings), range(1, 50))
     first = StableSPAM(parameters(), **settings)
