@@ -13,7 +13,7 @@ import pytest
 from tests.chaos.alone import call_alone
 from tests.chaos.interrupted_ranks import PLACES, TERMINATED, WAYS, end_and_go_on, setting_of
 
-SEEDS, SLOW_SEEDS = range(12), [range(start, start + 36) for start in (8000, 8036)]
+SEEDS, SLOW_SEEDS = range(6), [range(start, start + 36) for start in (8000, 8036)]
 
 
 def assert_nothing_is_lost(seed, folder):
@@ -40,10 +40,11 @@ def test_ranks_that_a_signal_ends_go_on_as_if_it_had_not_been(seed, ended):
     assert_nothing_is_lost(seed, ended)
 
 
-def test_signals_come_in_every_way_at_every_place_in_every_wrap():
+def test_signals_come_in_every_way_in_every_wrap_and_among_the_slow_tests_at_every_place():
     settings = [setting_of(seed) for seed in SEEDS]
     assert {setting.way for setting in settings} == set(WAYS)
     assert {setting.wrap for setting in settings} == {"copies", "shards", "shards, one file"}
+    settings = [setting_of(seed) for seeds in SLOW_SEEDS for seed in seeds]
     assert {place for setting in settings for place in setting.places} == set(PLACES)
     assert {setting.ladder for setting in settings} == {"skip", "replay"}
 

