@@ -2,8 +2,8 @@
 """Random faults on one rank of two, or on both: nothing hangs, both do the same, and it is as if it had not been.
 
 With `test_schedules.py` that makes 72 random schedules in `make test`, 32 of them here, and 344 more among the slow
-tests, 104 of them here; beside them 80 that are not random, 124 runs that are
-resumed, and 78 on two ranks that a signal has ended.
+tests, 104 of them here; beside them 80 that are not random, 124 runs that are resumed,
+and 78 on two ranks that a signal has ended.
 """
 
 from functools import partial
