@@ -37,6 +37,8 @@ from lightning_stable.optim.moment_units import (
     write_units,
 )
 
+_PLAIN = MomentUnits()
+
 
 class StableSPAM(MomentOptimizer):
     """AdamW with adaptive clipping of entries, adaptive normalisation of each tensor's gradient, and momentum resets.
@@ -149,7 +151,7 @@ class StableSPAM(MomentOptimizer):
                 state[name].zero_()
             state["step"].zero_()
             state["beta1_product"].fill_(1.0)
-        write_units(states, [MomentUnits()] * len(states))
+        write_units(states, [_PLAIN] * len(states))
 
     def _step_group(self, group: dict[str, Any], members: list[Member]) -> None:
         scratch = Scratch()
@@ -248,7 +250,7 @@ class StableSPAM(MomentOptimizer):
         """Let the moments take the gradient as it is, where its size allows; returns the units they then have."""
         if not can_keep_units(limit.factor, limit.largest):
             self._step_limited(member, parts, limit, group, scratch)
-            return MomentUnits()
+            return _PLAIN
         change, units, betas = units.after(limit.factor, _betas(group))
         for (chunks, gradient), part in zip(flat_chunks(self._tensors(member), member.gradient), parts, strict=True):
             if change is not None:
@@ -301,7 +303,7 @@ class StableSPAM(MomentOptimizer):
         exp_avg_sqs: list[Tensor],
         member: Member,
         group: dict[str, Any],
-        units: MomentUnits = MomentUnits(),  # noqa: B008  # it cannot be changed
+        units: MomentUnits = _PLAIN,
         betas: tuple[float, float] | None = None,
     ) -> None:
         """Update tensors that have taken as many steps as `member`; `units` are those after the step."""

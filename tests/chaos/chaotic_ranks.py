@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from lightning_stable.testing import FaultSchedule, InjectFault, random_faults
-from tests.chaos.chaotic_runs import BATCHES, KINDS, LADDERS, assert_survived, chaotic_run
+from tests.chaos.chaotic_runs import BATCHES, KINDS, LADDERS, assert_survived, chaotic_run, steps_of_an_epoch
 from tests.distributed.fitted_net import strategy_for
 from tests.distributed.processes import whole
 from tests.faulty_runs import Net, make_batches
@@ -60,7 +60,7 @@ def setting_of(seed):
 def survive(seed, rank, folder):
     """Run a schedule and look at it; returns what must be the same on both ranks."""
     wrap, ladder, precision, accumulate = setting_of(seed)
-    schedule = schedule_of(seed, -(-BATCHES // accumulate))
+    schedule = schedule_of(seed, steps_of_an_epoch(accumulate))
 
     def settings():
         return {"model": RankNet, "devices": 2, "strategy": strategy_for(wrap), "use_distributed_sampler": False}

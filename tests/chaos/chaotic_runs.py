@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guarded run with faults, a log of what it has kept, and the clean run that never held the rest."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ SILENT = {"lr_drift", "dead_loss_scale"}
 NOT_FINITE = {"nan_loss", "nan_gradient", "inf_gradient", "nan_activation", "nan_data"}
 
 Step = tuple[tuple[int, int], ...]  # (epoch, index) of each batch of a step
+
+
+def steps_of_an_epoch(accumulate: int) -> int:
+    """The last one may be shorter."""
+    return math.ceil(BATCHES / accumulate)
 
 
 class Kept(Callback):

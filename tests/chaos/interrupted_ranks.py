@@ -20,8 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests.chaos.chaotic_ranks import RankNet, batches_of, schedule_of
-from tests.chaos.chaotic_runs import EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY
-from tests.chaos.test_schedules import steps_of_an_epoch
+from tests.chaos.chaotic_runs import EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY, steps_of_an_epoch
 from tests.distributed.fitted_net import strategy_for
 from tests.distributed.processes import become, join_group, whole
 from tests.faulty_runs import assert_same, run

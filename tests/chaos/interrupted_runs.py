@@ -14,8 +14,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_stable.testing import InjectFault
-from tests.chaos.chaotic_runs import BATCHES, EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY
-from tests.chaos.test_schedules import SETTINGS, schedule_of, steps_of_an_epoch
+from tests.chaos.chaotic_runs import BATCHES, EPOCHS, LADDERS, PRECISIONS, SNAPSHOT_EVERY, steps_of_an_epoch
+from tests.chaos.test_schedules import SETTINGS, schedule_of
 from tests.faulty_runs import assert_same, make_batches, run
 from tests.guard.resume.test_exact_resume import comparable
 from tests.guard.test_spike_guard import guard

@@ -5,7 +5,6 @@ A test that fails prints the line that makes its schedule again.
 """
 
 import itertools
-import math
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,6 +19,7 @@ from tests.chaos.chaotic_runs import (
     SNAPSHOT_EVERY,
     assert_survived,
     chaotic_run,
+    steps_of_an_epoch,
 )
 from tests.faulty_runs import assert_same, make_batches, run
 from tests.guard.resume.test_exact_resume import comparable
@@ -32,10 +32,6 @@ pytestmark = [
 ]
 
 SETTINGS = list(itertools.product(LADDERS, PRECISIONS, (1, 2)))
-
-
-def steps_of_an_epoch(accumulate):
-    return math.ceil(BATCHES / accumulate)
 
 
 def schedule_of(seed, precision, accumulate):

@@ -17,7 +17,7 @@ from lightning_stable.guard import ClipStep, Diagnose, Rollback, SaveBatch, Save
 from lightning_stable.guard.diagnosis import _equal
 from lightning_stable.optim import SAM
 from lightning_stable.testing import InjectFault
-from tests.faulty_runs import ManualNet, Net, assert_same, make_batches, run
+from tests.faulty_runs import Batches, ManualNet, Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, SETTINGS, TakesAnIterator, arguments_of, guard, kind_of, without
 from tests.guard_from_yaml import guard_from_yaml
 
@@ -150,15 +150,9 @@ class Augments(Net):
         return {**batch, "x": batch["x"] + 0.1 * torch.randn_like(batch["x"]) + 0.1 * random.random()}
 
 
-class Noisy(torch.utils.data.Dataset):
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
+class Noisy(Batches):
     def __getitem__(self, index):
-        batch = self.batches[index]
+        batch = super().__getitem__(index)
         return {**batch, "x": batch["x"] * (1 + 0.1 * torch.randn(()))}
 
 
