@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_stable.bench.gradient_supply import transformer_shapes
 from lightning_stable.bench.interleaved import silence
-from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
+from lightning_stable.snapshots.snapshot_ring import SnapshotRing
 
 _WARM_UP = 2  # steps, after which there is optimizer state, and rounds, after which all memory was touched
 

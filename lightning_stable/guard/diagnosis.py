@@ -18,8 +18,8 @@ from lightning_stable.functional.fingerprint import fingerprint
 from lightning_stable.functional.tensor_norms import local
 from lightning_stable.guard.side_responses import Scene, SideResponse, SpikedStep
 from lightning_stable.guard.signals import GRAD_NORM, LOSS
-from lightning_stable.guard.snapshots.snapshot import Snapshot
 from lightning_stable.guard.step_reading import read_step
+from lightning_stable.snapshots.snapshot import Snapshot
 
 _TOLERANCE = 1e-3  # relative, where the same operations need not give the same bits
 _OF_A_MODULE = vars(nn.Module()).keys() - {"training"}  # its parameters, buffers, children and hooks

@@ -18,12 +18,12 @@ from lightning_stable.guard.ladder import Escalation
 from lightning_stable.guard.lr_scale import LRScale
 from lightning_stable.guard.replays import Replay, Replays
 from lightning_stable.guard.signals import GradientReading, Signals
-from lightning_stable.guard.snapshots.snapshot import Snapshot
-from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
-from lightning_stable.guard.snapshots.transfer import Transfer
-from lightning_stable.guard.state.random_state import RandomState
-from lightning_stable.guard.state.step_state import StepState
 from lightning_stable.optim import StepGate, reset_moments
+from lightning_stable.snapshots.random_state import RandomState
+from lightning_stable.snapshots.snapshot import Snapshot
+from lightning_stable.snapshots.snapshot_ring import SnapshotRing
+from lightning_stable.snapshots.step_state import StepState
+from lightning_stable.snapshots.transfer import Transfer
 
 USER = "spike_guard"
 _IN_A_SNAPSHOT = ("weights", "optimizer", "buffers", "metrics", "random state", "schedules", "counters")

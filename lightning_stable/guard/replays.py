@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from lightning_stable._lightning import checkpoints, progress
 from lightning_stable._lightning.data_fetcher import FetcherTap, Kept, Place, place_of
-from lightning_stable.guard.state.random_state import RandomState, random_of, state_of
+from lightning_stable.snapshots.random_state import RandomState, random_of, state_of
 
 
 @dataclass(frozen=True)

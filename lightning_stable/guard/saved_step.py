@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_stable._lightning.safe_load import safe_load
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.journal import write_atomically
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
 
 _PLAIN = (str, int, float, bool, type(None))
 _CHECKPOINT_PATHS = ("last_model_path", "best_model_path")

@@ -23,8 +23,8 @@ from lightning_stable.guard.resume.exact_resume import ExactResume
 from lightning_stable.guard.resume.resume_guard import ResumeGuard
 from lightning_stable.guard.side_responses import SideResponse
 from lightning_stable.guard.signals import Signals
-from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
+from lightning_stable.snapshots.snapshot_ring import SnapshotRing
 
 
 class SpikeGuard(Callback):

@@ -4,7 +4,7 @@
 import torch
 
 from lightning_stable.guard.replays import Replay
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
 
 
 def test_a_replay_survives_a_checkpoint(tmp_path):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_stable.guard import SaveBatch, SavedStep, SkipStep
 from lightning_stable.guard.saved_step import _described
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
 from tests.faulty_runs import Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import COUNT, guard
 

@@ -7,8 +7,8 @@ from torch import nn
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from lightning_stable.guard.signals import GradientReading
-from lightning_stable.guard.snapshots.snapshot import _OptimizerCopy
-from lightning_stable.guard.snapshots.transfer import Transfer
+from lightning_stable.snapshots.snapshot import _OptimizerCopy
+from lightning_stable.snapshots.transfer import Transfer
 from tests.distributed.processes import of_both, on_two_ranks
 
 

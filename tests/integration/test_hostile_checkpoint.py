@@ -184,7 +184,7 @@ def test_a_place_behind_the_end_of_the_data_is_refused(tmp_path):
 
 
 def saved_step(path, **changes):
-    from lightning_stable.guard.state.random_state import RandomState
+    from lightning_stable.snapshots.random_state import RandomState
 
     content = {"batches": make_batches(1), "batch_indices": [0], "random_state": RandomState().state_dict()}
     torch.save({**content, "signal": "loss", **changes}, path)

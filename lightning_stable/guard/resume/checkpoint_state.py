@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.replays import Replay
 from lightning_stable.guard.signals import Signals
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
 
 
 class _Kind(NamedTuple):

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_stable._lightning import data_fetcher, progress
 from lightning_stable._lightning.ranks import of_all_ranks
 from lightning_stable.guard.replays import Replay
-from lightning_stable.guard.state.random_state import RandomState, random_of, state_of
+from lightning_stable.snapshots.random_state import RandomState, random_of, state_of
 
 _OF_EACH_RANK = ("now", "epoch", "fetch", "replay", "loaders")
 

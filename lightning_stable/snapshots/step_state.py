@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from lightning_stable._lightning import progress, results
 from lightning_stable._lightning.trainer import callbacks_of
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
 
 
 class StepState:

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from lightning_stable._lightning.trainer import callbacks_of
 from lightning_stable.functional.tensor_norms import copies_of, local
-from lightning_stable.guard.snapshots.transfer import Transfer, copy_in_order
-from lightning_stable.guard.state.random_state import RandomState
-from lightning_stable.guard.state.step_state import StepState
+from lightning_stable.snapshots.random_state import RandomState
+from lightning_stable.snapshots.step_state import StepState
+from lightning_stable.snapshots.transfer import Transfer, copy_in_order
 
 
 class Move(NamedTuple):

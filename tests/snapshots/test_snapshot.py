@@ -5,8 +5,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_stable.guard.snapshots.snapshot import Snapshot
-from lightning_stable.guard.snapshots.transfer import Transfer
+from lightning_stable.snapshots.snapshot import Snapshot
+from lightning_stable.snapshots.transfer import Transfer
 from tests.faulty_runs import Net, assert_same, make_batches, run
 
 OPTIMIZERS = {

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import torch
 
-from lightning_stable.guard.state.random_state import RandomState
+from lightning_stable.snapshots.random_state import RandomState
 
 
 def draw():

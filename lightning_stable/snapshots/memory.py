@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_stable.functional.tensor_norms import local
-from lightning_stable.guard.snapshots.snapshot import tensors_of_callbacks
+from lightning_stable.snapshots.snapshot import tensors_of_callbacks
 
 # Tensors of a parameter's size in the state of optimizers that keep other than two, by their class's name.
 _MOMENTS = {"ASGD": 1, "Adagrad": 1, "Adafactor": 0, "Lion": 1, "Muon": 1, "SparseAdam": 2}

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_stable.guard import Rollback, SkipStep, SpikeGuard
-from lightning_stable.guard.snapshots.memory import SnapshotMemory, memory_share, snapshot_memory
-from lightning_stable.guard.snapshots.snapshot import Snapshot
-from lightning_stable.guard.snapshots.transfer import Transfer
 from lightning_stable.optim import SPAM, StableSPAM
+from lightning_stable.snapshots.memory import SnapshotMemory, memory_share, snapshot_memory
+from lightning_stable.snapshots.snapshot import Snapshot
+from lightning_stable.snapshots.transfer import Transfer
 from tests.faulty_runs import Net, make_batches, run
 from tests.guard.test_spike_guard import guard
 
@@ -99,7 +99,7 @@ def test_no_memory_is_needed_where_nothing_goes_back():
 
 
 def test_the_summary_says_what_the_snapshots_take_and_a_large_share_is_announced(capsys, caplog, monkeypatch):
-    monkeypatch.setattr("lightning_stable.guard.snapshots.snapshot_ring.memory_share", lambda *_: 0.25)
+    monkeypatch.setattr("lightning_stable.snapshots.snapshot_ring.memory_share", lambda *_: 0.25)
     with caplog.at_level("INFO"):
         run(make_batches(3), [SpikeGuard(snapshots=2)], epochs=1)
     assert "SpikeGuard keeps snapshots, 2 of about 2.5 kB, in host memory: 25% of it." in caplog.text

@@ -5,9 +5,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_stable.guard.snapshots.snapshot_ring import SnapshotRing
+from lightning_stable.snapshots.snapshot_ring import SnapshotRing
 from tests.faulty_runs import assert_same, make_batches, run
-from tests.guard.snapshots.test_snapshot import addresses_of
+from tests.snapshots.test_snapshot import addresses_of
 
 
 class Rings(Callback):

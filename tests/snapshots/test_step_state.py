@@ -2,7 +2,7 @@
 import torch
 from lightning.pytorch import Callback
 
-from lightning_stable.guard.state.step_state import StepState
+from lightning_stable.snapshots.step_state import StepState
 from tests.faulty_runs import Net, assert_same, make_batches, run
 
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_stable.guard.snapshots.memory import SnapshotMemory, memory_share, snapshot_memory
-from lightning_stable.guard.snapshots.snapshot import Snapshot
-from lightning_stable.guard.snapshots.transfer import Transfer
+from lightning_stable.snapshots.memory import SnapshotMemory, memory_share, snapshot_memory
+from lightning_stable.snapshots.snapshot import Snapshot
+from lightning_stable.snapshots.transfer import Transfer
 
 _LARGE_SHARE = 0.1  # of the memory they live in: snapshots that take more are announced
 

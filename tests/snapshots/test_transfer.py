@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_stable.guard import Rollback
-from lightning_stable.guard.snapshots.transfer import Transfer, copy_in_order
 from lightning_stable.optim import SAM
+from lightning_stable.snapshots.transfer import Transfer, copy_in_order
 from tests.faulty_runs import ManualNet, Net, assert_same, make_batches, run
 from tests.guard.test_spike_guard import guard, without
 
@@ -37,7 +37,7 @@ class LateTransfer(Transfer):
 @pytest.fixture
 def log(monkeypatch):
     LateTransfer.log = []
-    monkeypatch.setattr("lightning_stable.guard.snapshots.snapshot_ring.Transfer", LateTransfer)
+    monkeypatch.setattr("lightning_stable.snapshots.snapshot_ring.Transfer", LateTransfer)
     return LateTransfer.log
 
 
