@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml .constraints.txt
 		{ echo "Python >= 3.10 is needed; choose one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing into .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[recipes,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[recipes,studies,ray,test,dev]'
 	@touch $@
 
 demo: $(STAMP)
