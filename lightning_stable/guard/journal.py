@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where incidents go: `incidents.jsonl`, the loggers, and the table at the end of `fit`."""
 
-import contextlib
 import json
 import math
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_stable._lightning.loggers import log_scalars, log_text, logging_step
 from lightning_stable._lightning.progress_bar import show
 from lightning_stable._lightning.trainer import gradient_scaler, log_every_n_steps
+from lightning_stable.files import write_atomically
 from lightning_stable.guard.incident import Incident
 from lightning_stable.guard.signals import GRAD_NORM, LOSS, UPDATE_NORM
 from lightning_stable.guard.window import Window
@@ -224,34 +221,6 @@ class Journal:
                 " are kept in memory, in checkpoints and in the summary."
                 " Give the Trainer a `default_root_dir` or a logger with a folder it may write to."
             )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside `path` and rename it: whoever reads `path` finds the old content or the new one.
-
-    Args:
-        path: Of the file, in a folder that exists.
-        content: All of it.
-
-    Raises:
-        OSError: If it cannot be written; nothing is left behind then.
-
-    Example:
-        >>> write_atomically(Path("nowhere/file"), b"text")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: [Errno 2] No such file or directory: ...
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        shutil.copymode(path, temporary) if path.exists() else Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
 
 
 def _markdown(incident: Incident) -> str:

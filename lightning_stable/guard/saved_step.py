@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lightning_stable._lightning.safe_load import safe_load
+from lightning_stable.files import write_atomically
 from lightning_stable.guard.incident import Incident
-from lightning_stable.guard.journal import write_atomically
 from lightning_stable.snapshots.random_state import RandomState
 
 _PLAIN = (str, int, float, bool, type(None))

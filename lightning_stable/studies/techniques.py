@@ -14,7 +14,7 @@ import lightning_stable
 
 BEGIN = "<!-- techniques:start -->"
 END = "<!-- techniques:end -->"
-_NOT_ROOMS = ("bench", "cli", "studies")
+_NOT_ROOMS = ("bench", "cli", "files", "studies")
 
 
 @dataclass(frozen=True)
