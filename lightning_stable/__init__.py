@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_stable.monitors import AttentionEntropyMonitor as AttentionEntropyMonitor
     from lightning_stable.optim import SPAM as SPAM
     from lightning_stable.optim import StableSPAM as StableSPAM
-    from lightning_stable.schedules import REXLR as REXLR
+    from lightning_stable.schedules import ProfileLR as ProfileLR
 
 __version__ = "0.1.0"
 
@@ -27,18 +27,18 @@ _HEADLINES = {
     "AttentionEntropyMonitor": "lightning_stable.monitors",
     "GradientTransforms": "lightning_stable.callbacks",
     "MomentumReset": "lightning_stable.callbacks",
-    "REXLR": "lightning_stable.schedules",
+    "ProfileLR": "lightning_stable.schedules",
     "SPAM": "lightning_stable.optim",
     "SpikeGuard": "lightning_stable.guard",
     "StableSPAM": "lightning_stable.optim",
 }
 
 __all__ = [
-    "REXLR",
     "SPAM",
     "AttentionEntropyMonitor",
     "GradientTransforms",
     "MomentumReset",
+    "ProfileLR",
     "SpikeGuard",
     "StableSPAM",
     "__version__",

@@ -39,7 +39,8 @@ options:
   --version                  print the version
 
 `fit` and `validate` take every LightningCLI option, and every class of this package by its short name:
-  lightning-stable fit --recipe charlm_adamw --trainer.max_steps 99 --trainer.callbacks+=SpikeGuard --lr_scheduler=REXLR
+  lightning-stable fit --recipe charlm_adamw --trainer.callbacks+=SpikeGuard \\
+      --lr_scheduler=ProfileLR --lr_scheduler.profile=Cosine --lr_scheduler.warmup_steps=40
 
 lightning-stable {__version__}
 """

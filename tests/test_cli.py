@@ -207,7 +207,7 @@ def test_fit_takes_a_yaml_of_ones_own_and_classes_by_their_short_names(tmp_path)
             "callbacks": [{"class_path": "SpikeGuard"}, {"class_path": "GradientNormMonitor"}],
             "log_every_n_steps": 1,
         },
-        "lr_scheduler": {"class_path": "REXLR"},
+        "lr_scheduler": {"class_path": "ProfileLR"},
     }
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", str(tmp_path / "my.yaml")]) == 0
@@ -216,12 +216,19 @@ def test_fit_takes_a_yaml_of_ones_own_and_classes_by_their_short_names(tmp_path)
 
 
 def test_a_schedule_given_on_the_command_line_changes_the_rate_in_every_step(tmp_path):
-    assert small_fit(tmp_path, "--lr_scheduler=REXLR", steps=4) == 0
+    assert small_fit(tmp_path, "--lr_scheduler=ProfileLR", steps=4) == 0
     log = read_run(tmp_path / "run" / "version_0")
     rates = [rate for _, rate in log.scalars["stability/lr"]]
     assert len(rates) == 4
     assert rates == sorted(set(rates), reverse=True)
     assert rates[0] == pytest.approx(3e-3)
+
+
+def test_a_profile_is_named_on_the_command_line(tmp_path):
+    schedule = ["--lr_scheduler=ProfileLR", "--lr_scheduler.profile=WSD", "--lr_scheduler.profile.decay_fraction=0.5"]
+    assert small_fit(tmp_path, *schedule, "--lr_scheduler.profile.decay=linear", steps=4) == 0
+    rates = [rate for _, rate in read_run(tmp_path / "run" / "version_0").scalars["stability/lr"]]
+    assert rates == pytest.approx([3e-3, 3e-3, 3e-3, 1.5e-3])
 
 
 def test_a_callback_is_added_by_its_short_name(tmp_path):
@@ -260,7 +267,8 @@ def test_what_was_trained_can_be_validated(tmp_path, capsys):
             "`SpikeGuard(snapshot_every=...)` must be at least 1, got 0.",
         ),
         (["--data.batches_per_epoch=-1"], "`PythonTextDataModule(batches_per_epoch=...)` must be at least 1, got -1."),
-        (["--lr_scheduler=REXLR", "--lr_scheduler.warmup_steps=-5"], "`REXLR(warmup_steps=...)` must be at least 0, "),
+        (["--lr_scheduler=ProfileLR", "--lr_scheduler.warmup_steps=-5"], "`ProfileLR(warmup_steps=...)` must be a num"),
+        (["--lr_scheduler=ProfileLR", "--lr_scheduler.profile=Cosin"], "`ProfileLR(profile=...)` must be one of Cos"),
         (["--model.n_layer=two"], "--model.n_layer must be int, got 'two'."),
         (["--trainer.callbacks+=SpikeGuardd"], "--trainer.callbacks: there is no class 'SpikeGuardd'; "),
         (["--trainer.max_stepz=3"], "unrecognized arguments: --trainer.max_stepz=3"),

@@ -6,8 +6,6 @@ Private attributes: `LightningCLI._get` (a value of the subcommand's config),
 hyperparameters from a checkpoint) and `_prepare_subcommand_kwargs` (what the Trainer's method is called with).
 """
 
-import inspect
-import math
 import os
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -21,7 +19,6 @@ from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
-    ReduceLROnPlateau,
     SaveConfigCallback,
     instantiate_class,
 )
@@ -31,12 +28,10 @@ from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_stable._lightning.optimizer_setup import groups_of, scheduled
 from lightning_stable._lightning.parser import ShortErrorParser
 from lightning_stable._lightning.quiet import quiet
 from lightning_stable._lightning.safe_load import safe_load
-from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
-from lightning_stable.optim.muon_groups import muon_groups
-from lightning_stable.parameters import param_groups
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc"}
 
@@ -166,16 +161,7 @@ class StableCLI(LightningCLI):
         lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: Any | None = None
     ) -> Any:
         """Pair optimizer and schedule; the schedule steps once per optimizer step."""
-        if lr_scheduler is None:
-            return optimizer
-        if isinstance(lr_scheduler, ReduceLROnPlateau):
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": lr_scheduler, "monitor": lr_scheduler.monitor},
-            }
-        if getattr(lr_scheduler, "total_steps", 0) is None:
-            lr_scheduler.total_steps = _total_steps(lightning_module.trainer, type(lr_scheduler).__name__)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"}}
+        return optimizer if lr_scheduler is None else scheduled(lightning_module, optimizer, lr_scheduler)
 
 
 def run(arguments: Sequence[str]) -> Trainer:
@@ -238,15 +224,8 @@ def _schedule(optimizer: Optimizer, schedule: dict[str, Any] | None) -> Any:
 
 def _instantiate(model: LightningModule, optimizer: dict[str, Any]) -> Optimizer:
     """The optimizer of the configuration; norms and biases do not decay, and Muon's like get matrices and the rest."""
-    if "adamw_lr" in inspect.signature(pkgutil.resolve_name(optimizer["class_path"])).parameters:
-        return instantiate_class(muon_groups(model), optimizer)
     weight_decay = optimizer.get("init_args", {}).get("weight_decay")
-    if not weight_decay or any(is_lazy(parameter) for parameter in model.parameters()):
-        return instantiate_class(model.parameters(), optimizer)
-    groups = param_groups(model, weight_decay)
-    for group in groups:
-        del group["name"]  # monitors would log under it, and not where they do without weight decay
-    return instantiate_class(groups, optimizer)
+    return instantiate_class(groups_of(model, pkgutil.resolve_name(optimizer["class_path"]), weight_decay), optimizer)
 
 
 def _own(configure_optimizers: Callable[[], Any], model: LightningModule) -> Optimizer:
@@ -257,13 +236,3 @@ def _own(configure_optimizers: Callable[[], Any], model: LightningModule) -> Opt
             f"{type(model).__name__} returns {type(optimizer).__name__}. Add `--optimizer=AdamW`."
         )
     return optimizer
-
-
-def _total_steps(trainer: Trainer, schedule: str) -> int:
-    steps = optimizer_steps_of_the_run(trainer)
-    if not math.isfinite(steps):
-        raise MisconfigurationException(
-            f"`{schedule}(total_steps=None)` takes the length of the run, which has no end here. "
-            "Set `--trainer.max_steps`, `--trainer.max_epochs` or `--lr_scheduler.total_steps`."
-        )
-    return int(steps)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`configure_optimizers` for any LightningModule: an optimizer and a per-step schedule, named in plain arguments."""
+"""`configure_optimizers` for any LightningModule: optimizers and per-step schedules, named in plain arguments."""
 
-import inspect
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -10,37 +9,61 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_stable._lightning.trainer import optimizer_steps_of_the_run
+from lightning_stable._lightning.optimizer_setup import groups_of, required_steps_of_the_run, scheduled, takes
+from lightning_stable.schedules.profile import as_profile
+
+_CALL = "ScheduledOptimizerMixin"
+_OPTIONS = {
+    "optimizer": "torch.optim.AdamW",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "optimizer_args": None,
+    "group_args": None,
+    "profile": None,
+    "warmup_steps": None,
+    "schedule": "lightning_stable.schedules.ProfileLR",
+    "schedule_args": None,
+}
 
 
 class ScheduledOptimizerMixin:
-    """Gives a LightningModule `configure_optimizers`, with a schedule that knows how long the run is.
+    """Gives a LightningModule `configure_optimizers`, with schedules that know how long the run is.
 
-        parameters with two axes or more:   weight_decay
-        all others (biases, norm gains):    no weight decay
-        the schedule steps with the optimizer; its `total_steps`, if not given, is `trainer.estimated_stepping_batches`
+        embeddings, matrices and the head:   weight_decay
+        norms, biases and other vectors:     no weight decay
+        a schedule steps with its optimizer; its `total_steps`, if not given, is the run's number of optimizer steps
 
-    Paper: none; no decay on parameters with fewer than two axes is the field's custom (GPT-2, ViT).
+    Paper: none; no decay on norms and biases is the field's custom (GPT-2, ViT).
 
     Deviations: Lightning's own default steps a schedule once an epoch.
 
     Put it before `LightningModule` and hand `**kwargs` on; every argument then works from Python, from YAML and with
     `save_hyperparameters()`. `self.lr` is read when the run starts, so Lightning's LR finder can change it.
 
+    With `parts` there is an optimizer, with a schedule of its own, for each submodule that is named; each takes the
+    arguments here, unless its entry has others. That is manual optimization: take the optimizers in this order from
+    `self.optimizers()` and step the schedules of `self.lr_schedulers()` after them. A run's length then means one step
+    of each optimizer a batch.
+
     Args:
         *args: Handed on to the next class.
         optimizer: Dotted name of an optimizer class, or the class. Prefer the name: a checkpoint with a class among its
             hyper-parameters does not load with `weights_only=True`.
         lr: Peak learning rate.
-        weight_decay: Weight decay of the parameters with two axes or more.
+        weight_decay: Weight decay of what decays.
         optimizer_args: Further arguments of the optimizer, such as `betas`.
+        group_args: Arguments of `parameters.param_groups`: which roles decay (`no_decay`), `layer_decay`, `head`, ...
+        profile: Of a `ProfileLR`: the name of a profile, such as "Cosine", or `class_path` and `init_args`. Default:
+            REX.
+        warmup_steps: Of the schedule, in optimizer steps.
         schedule: Dotted name of an LR scheduler class, or the class; `None` for a constant rate.
-        schedule_args: Arguments of the schedule, such as `warmup_steps`.
+        schedule_args: Further arguments of the schedule, such as `min_ratio`.
+        parts: From the names of submodules to arguments of theirs that differ from those here; `{}` if none do.
         **kwargs: Handed on to the next class.
 
     Raises:
-        ValueError: If a name leads to no such class, `optimizer_args` or `schedule_args` repeat what is set elsewhere,
-            the optimizer has no weight decay to set, or the run has no length.
+        ValueError: If a name leads to no such class, arguments repeat what is set elsewhere, the optimizer has no
+            weight decay to set, the run has no length, or parts leave parameters out.
 
     Example:
         >>> import torch
@@ -63,93 +86,157 @@ class ScheduledOptimizerMixin:
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         optimizer_args: dict[str, Any] | None = None,
-        schedule: str | type[LRScheduler] | None = "lightning_stable.schedules.REXLR",
+        group_args: dict[str, Any] | None = None,
+        profile: str | dict[str, Any] | None = None,
+        warmup_steps: float | None = None,
+        schedule: str | type[LRScheduler] | None = "lightning_stable.schedules.ProfileLR",
         schedule_args: dict[str, Any] | None = None,
+        parts: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.lr = lr
         self.weight_decay = weight_decay
-        self._optimizer_class = _named_class("optimizer", optimizer, Optimizer)
-        self._optimizer_args = dict(optimizer_args or {})
-        self._schedule_class = None if schedule is None else _named_class("schedule", schedule, LRScheduler)
-        self._schedule_args = dict(schedule_args or {})
-        self._check_arguments()
+        self._options = {
+            "optimizer": optimizer,
+            "optimizer_args": optimizer_args,
+            "group_args": group_args,
+            "profile": profile,
+            "warmup_steps": warmup_steps,
+            "schedule": schedule,
+            "schedule_args": schedule_args,
+        }
+        self._parts = _checked_parts(parts)
+        for name in self._parts or [""]:
+            _Setup(**self._options_of(name))  # what is wrong shows before the run begins
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the schedule with `interval: step`."""
-        arguments = {"lr": self.lr, **self._optimizer_args}
-        if _takes(self._optimizer_class, "weight_decay"):
+        """The optimizer, or one for each part, and their schedules with `interval: step`."""
+        module: Any = self
+        if self._parts is None:
+            return _Setup(**self._options_of("")).configure(module, module)
+        parts = [_submodule(module, name) for name in self._parts]
+        _require_all(module, parts, self._parts)
+        setups = [_Setup(**self._options_of(name)) for name in self._parts]
+        made = [setup.configure(module, part, len(parts)) for setup, part in zip(setups, parts, strict=True)]
+        entries = [one if isinstance(one, dict) else {"optimizer": one} for one in made]
+        schedulers = [entry["lr_scheduler"] for entry in entries if "lr_scheduler" in entry]
+        return [entry["optimizer"] for entry in entries], schedulers
+
+    def _options_of(self, part: str) -> dict[str, Any]:
+        own = (self._parts or {}).get(part, {})
+        return {"lr": self.lr, "weight_decay": self.weight_decay, **self._options, **own}
+
+
+class _Setup:
+    """An optimizer and its schedule, from plain arguments."""
+
+    def __init__(self, lr: float, weight_decay: float, optimizer: Any, schedule: Any, **options: Any) -> None:
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.optimizer: Any = _named_class("optimizer", optimizer, Optimizer)
+        self.optimizer_args = dict(options["optimizer_args"] or {})
+        self.group_args = dict(options["group_args"] or {})
+        self.schedule: Any = None if schedule is None else _named_class("schedule", schedule, LRScheduler)
+        self.schedule_args = dict(options["schedule_args"] or {})
+        self._check()
+        self._add_to_schedule("profile", options["profile"])
+        self._add_to_schedule("warmup_steps", options["warmup_steps"])
+        if options["profile"] is not None:
+            as_profile(options["profile"])
+
+    def configure(self, module: Any, part: nn.Module, several: int = 1) -> Any:
+        """The optimizer of `part`, paired with its schedule if there is one."""
+        arguments = {"lr": self.lr, **self.optimizer_args}
+        if takes(self.optimizer, "weight_decay"):
             arguments["weight_decay"] = self.weight_decay  # also when it is 0: AdamW's own default is not
-        parameters = self.parameters()  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer = self._optimizer_class(_groups(parameters, self.weight_decay), **arguments)
-        if self._schedule_class is None:
+        lr = self.lr if "layer_decay" in self.group_args else None
+        groups = groups_of(part, self.optimizer, self.weight_decay, lr=lr, **self.group_args)
+        optimizer = self.optimizer(groups, **arguments)
+        if self.schedule is None:
             return optimizer
-        scheduler = self._schedule(self._schedule_class, optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        needed = self._needs_length_at_once() and "total_steps" not in self.schedule_args
+        length: dict[str, Any] = {}
+        if needed:
+            length["total_steps"] = required_steps_of_the_run(module.trainer, self.schedule.__name__, several)
+        return scheduled(module, optimizer, self.schedule(optimizer, **self.schedule_args, **length), several)
 
-    def _schedule(self, kind: type[LRScheduler], optimizer: Optimizer) -> LRScheduler:
-        arguments = self._schedule_args
-        if "total_steps" not in inspect.signature(kind).parameters or arguments.get("total_steps") is not None:
-            return kind(optimizer, **arguments)
-        total_steps = optimizer_steps_of_the_run(self.trainer)  # pyright: ignore[reportAttributeAccessIssue]
-        if total_steps == float("inf"):
-            raise ValueError(
-                "`ScheduledOptimizerMixin(schedule=...)` must know how long the run is, and it is endless. Set "
-                '`Trainer(max_steps=...)` or `max_epochs`, or `schedule_args={"total_steps": ...}`.'
+    def _needs_length_at_once(self) -> bool:
+        """Whether its constructor wants to know, as that of torch's OneCycleLR."""
+        settable = isinstance(getattr(self.schedule, "total_steps", None), property)
+        return takes(self.schedule, "total_steps") and not settable
+
+    def _add_to_schedule(self, name: str, value: Any) -> None:
+        if value is None or self.schedule is None:
+            return
+        if not takes(self.schedule, name) or name in self.schedule_args:
+            why = (
+                "it is in `schedule_args`, too" if name in self.schedule_args else f"{self.schedule.__name__} has none"
             )
-        total_steps = int(total_steps)
-        member = inspect.getattr_static(kind, "total_steps", None)
-        if (
-            isinstance(member, property) and member.fset is not None
-        ):  # it minds a short trial run less than a constructor
-            scheduler = kind(optimizer, **arguments)
-            scheduler.total_steps = total_steps  # pyright: ignore[reportAttributeAccessIssue]
-            return scheduler
-        return kind(optimizer, **{**arguments, "total_steps": total_steps})
+            raise ValueError(f"`{_CALL}({name}=...)` must be left out, as {why}, got {value!r}.")
+        self.schedule_args[name] = value
 
-    def _check_arguments(self) -> None:
+    def _check(self) -> None:
         for name in ("params", "lr", "weight_decay"):
-            if name in self._optimizer_args:
-                raise ValueError(
-                    f"`ScheduledOptimizerMixin(optimizer_args=...)` must not hold {name!r}: that has its own argument."
-                )
-        if "optimizer" in self._schedule_args:
-            raise ValueError("`ScheduledOptimizerMixin(schedule_args=...)` must not hold 'optimizer': it is set here.")
-        if self.weight_decay and not _takes(self._optimizer_class, "weight_decay"):
+            if name in self.optimizer_args:
+                raise ValueError(f"`{_CALL}(optimizer_args=...)` must not hold {name!r}: that has its own argument.")
+        for name in ("module", "weight_decay", "lr"):
+            if name in self.group_args:
+                raise ValueError(f"`{_CALL}(group_args=...)` must not hold {name!r}: it is set here.")
+        if "optimizer" in self.schedule_args:
+            raise ValueError(f"`{_CALL}(schedule_args=...)` must not hold 'optimizer': it is set here.")
+        if self.weight_decay and not takes(self.optimizer, "weight_decay"):
             raise ValueError(
-                f"`ScheduledOptimizerMixin(weight_decay=...)` must be 0 with {self._optimizer_class.__name__}, which "
+                f"`{_CALL}(weight_decay=...)` must be 0 with {self.optimizer.__name__}, which "
                 f"has no weight decay, got {self.weight_decay}."
             )
-        if self._schedule_class is not None and issubclass(self._schedule_class, ReduceLROnPlateau):
+        if self.schedule is not None and issubclass(self.schedule, ReduceLROnPlateau):
             raise ValueError(
-                "`ScheduledOptimizerMixin(schedule=...)` must be a schedule of the step alone, got ReduceLROnPlateau, "
+                f"`{_CALL}(schedule=...)` must be a schedule of the step alone, got ReduceLROnPlateau, "
                 "which follows a metric. Write your own `configure_optimizers` for it."
             )
 
 
-def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not weight_decay:
-        return [{"params": trained}]
-    decayed = [parameter for parameter in trained if parameter.ndim >= 2]
-    others = [parameter for parameter in trained if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _checked_parts(parts: Any) -> dict[str, dict[str, Any]] | None:
+    if parts is None:
+        return None
+    entries = {name: own or {} for name, own in parts.items()} if isinstance(parts, Mapping) else {}
+    wrong = {key for own in entries.values() for key in own} - _OPTIONS.keys()
+    if not entries or wrong:
+        got = f"an entry with {', '.join(sorted(wrong))}" if wrong else repr(parts)
+        raise ValueError(
+            f"`{_CALL}(parts=...)` must map names of submodules to arguments out of {', '.join(_OPTIONS)}, got {got}."
+        )
+    return entries
 
 
-def _takes(kind: type, argument: str) -> bool:
-    parameters = inspect.signature(kind).parameters.values()
-    return any(each.name == argument or each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        children = ", ".join(child for child, _ in module.named_children())
+        raise ValueError(
+            f"`{_CALL}(parts=...)` must name submodules, which are {children}, and theirs, got {name!r}."
+        ) from error
+
+
+def _require_all(module: nn.Module, parts: list[nn.Module], names: Mapping[str, Any]) -> None:
+    owners = [id(parameter) for part in parts for parameter in part.parameters()]
+    if len(owners) != len(set(owners)):
+        raise ValueError(f"`{_CALL}(parts=...)` must not share parameters, and those of {', '.join(names)} do.")
+    left = [name for name, each in module.named_parameters() if each.requires_grad and id(each) not in set(owners)]
+    if left:
+        raise ValueError(
+            f"`{_CALL}(parts=...)` must hold all parameters that are trained, and leaves out {', '.join(left[:5])}"
+            f"{' and others' if len(left) > 5 else ''}. Name their module, or freeze them."
+        )
 
 
 def _named_class(argument: str, name: str | type, kind: type) -> Any:
     """The class itself, or the one its dotted name leads to."""
     found = _find(argument, name) if isinstance(name, str) else name
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ValueError(
-            f"`ScheduledOptimizerMixin({argument}=...)` must be a class derived from {kind.__name__}, got {name!r}."
-        )
+        raise ValueError(f"`{_CALL}({argument}=...)` must be a class derived from {kind.__name__}, got {name!r}.")
     return found
 
 
@@ -159,6 +246,6 @@ def _find(argument: str, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"`ScheduledOptimizerMixin({argument}=...)` must be the dotted name of a class, such as "
+            f"`{_CALL}({argument}=...)` must be the dotted name of a class, such as "
             f'"torch.optim.AdamW", got {name!r}, which cannot be found: {error}.'
         ) from error

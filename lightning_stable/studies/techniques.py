@@ -27,7 +27,7 @@ class Technique:
         line: The first sentence of its docstring.
 
     Example:
-        >>> Technique("REXLR", "schedules", "A schedule.").room
+        >>> Technique("ProfileLR", "schedules", "A schedule.").room
         'schedules'
     """
 

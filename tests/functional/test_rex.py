@@ -39,6 +39,11 @@ def test_progress_outside_of_the_run_is_clamped():
     assert rex(torch.tensor([-0.5, 1.5])).tolist() == [1.0, 0.0]
 
 
+def test_the_longest_plateau_ends_at_the_end():
+    assert [rex(x, beta=1.0) for x in (0.0, 0.999, 1.0)] == [1.0, 1.0, 0.0]
+    assert rex(torch.tensor([0.0, 0.999, 1.0]), beta=1.0).tolist() == [1.0, 1.0, 0.0]
+
+
 def test_it_keeps_shape_dtype_and_gradients():
     assert rex(torch.empty(0, 3)).shape == (0, 3)
     assert rex(torch.tensor(0.5)).shape == ()
@@ -50,7 +55,7 @@ def test_it_keeps_shape_dtype_and_gradients():
     assert rex(torch.tensor(math.nan)).isnan()
 
 
-@pytest.mark.parametrize("beta", [-0.1, 1.0, math.nan])
+@pytest.mark.parametrize("beta", [-0.1, 1.1, math.nan])
 def test_beta_outside_its_bounds_is_refused(beta):
-    with pytest.raises(ValueError, match=r"`rex\(beta=\.\.\.\)` must be in \[0, 1\), got"):
+    with pytest.raises(ValueError, match=r"`rex\(beta=\.\.\.\)` must be in \[0, 1\], got"):
         rex(0.5, beta)

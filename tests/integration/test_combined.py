@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_stable import REXLR, AttentionEntropyMonitor, MomentumReset, SpikeGuard
+from lightning_stable import AttentionEntropyMonitor, MomentumReset, ProfileLR, SpikeGuard
 from lightning_stable.guard import Halt, Rollback, SkipStep
 from lightning_stable.monitors import GradientNormMonitor
 from lightning_stable.testbeds import CharLM, Corruption, PythonTextDataModule
@@ -24,7 +24,7 @@ class Scheduled(CharLM):
 
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
-        schedule = REXLR(optimizer, total_steps=46, warmup_steps=5)
+        schedule = ProfileLR(optimizer, total_steps=46, warmup_steps=5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
 from torch.optim.lr_scheduler import StepLR
 
 from lightning_stable._lightning.cli import StableCLI, WrongConfiguration, run
-from lightning_stable.schedules import REXLR
+from lightning_stable.schedules import ProfileLR
 from lightning_stable.testbeds import CharLM, PythonTextDataModule, char_lm
 from tests.faulty_runs import Net
 from tests.small_fit import LIGHTNING_CLI_WARNS
@@ -67,12 +67,12 @@ def rates(monkeypatch):
 
 def rex(total_steps, warmup_steps=0):
     schedule = {"total_steps": total_steps, "warmup_steps": warmup_steps}
-    return {"class_path": "lightning_stable.schedules.REXLR", "init_args": schedule}
+    return {"class_path": "lightning_stable.schedules.ProfileLR", "init_args": schedule}
 
 
 def expected_rates(steps, base=0.01, **arguments):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
-    schedule, rates = REXLR(optimizer, **arguments), []
+    schedule, rates = ProfileLR(optimizer, **arguments), []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -186,7 +186,9 @@ def write_config(tmp_path, **parts):
 
 def test_a_run_without_an_end_cannot_give_a_schedule_its_length(tmp_path):
     config = write_config(tmp_path, lr_scheduler=rex(None))
-    with pytest.raises(WrongConfiguration, match=r"`REXLR\(total_steps=None\)` takes the length of the run, .* no end"):
+    with pytest.raises(
+        WrongConfiguration, match=r"`ProfileLR\(total_steps=None\)` takes the length of the run, .* no end"
+    ):
         run(["fit", "--config", config, "--trainer.max_steps=-1", "--trainer.max_epochs=-1"])
 
 

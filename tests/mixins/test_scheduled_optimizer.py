@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import jsonargparse
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_stable.mixins import ScheduledOptimizerMixin
-from lightning_stable.schedules import REXLR
+from lightning_stable.schedules import ProfileLR
 
 
 class Model(ScheduledOptimizerMixin, LightningModule):
@@ -44,7 +46,7 @@ def test_the_defaults_train_with_adamw_and_rex_over_the_whole_run():
     run = fit(model, max_epochs=2)
     scheduler = run.lr_scheduler_configs[0].scheduler
     assert type(run.optimizers[0]) is torch.optim.AdamW
-    assert type(scheduler) is REXLR
+    assert type(scheduler) is ProfileLR
     assert (scheduler.total_steps, scheduler.last_epoch) == (16, 16)
     expected = [0.1 * (1 - step / 16) / (0.5 + 0.5 * (1 - step / 16)) for step in range(16)]
     assert model.rates == pytest.approx(expected)
@@ -82,14 +84,21 @@ def test_arguments_reach_optimizer_and_schedule():
         optimizer="torch.optim.SGD",
         lr=0.2,
         optimizer_args={"momentum": 0.9},
-        schedule_args={"total_steps": 50, "warmup_steps": 5, "beta": 0.9},
+        profile={"class_path": "REX", "init_args": {"beta": 0.9}},
+        warmup_steps=5,
+        schedule_args={"total_steps": 50, "min_ratio": 0.1},
     )
     configured = model.configure_optimizers()
     assert type(configured["optimizer"]) is torch.optim.SGD
     assert configured["optimizer"].param_groups[0]["momentum"] == 0.9
     assert configured["lr_scheduler"]["interval"] == "step"
     scheduler = configured["lr_scheduler"]["scheduler"]
-    assert (scheduler.total_steps, scheduler.warmup_steps, scheduler.beta) == (50, 5, 0.9)
+    assert scheduler.total_steps == 50
+    assert (scheduler.curve.warmup_steps, scheduler.curve.min_ratio, repr(scheduler.curve.profile)) == (
+        5,
+        0.1,
+        "REX(beta=0.9)",
+    )
 
 
 def test_classes_do_as_well_as_names():
@@ -152,8 +161,136 @@ def test_arguments_that_nobody_takes_are_refused():
 
 
 def test_an_endless_run_is_refused():
-    with pytest.raises(ValueError, match=r"must know how long the run is, and it is endless\. Set `Trainer\(max_steps"):
+    said = r"`ProfileLR\(total_steps=None\)` takes the length of the run, which has no end here.*`Trainer\(max_steps="
+    with pytest.raises(ValueError, match=said):
         fit(Model(), max_epochs=-1)
+    with pytest.raises(ValueError, match=r"`OneCycleLR\(total_steps=None\)` takes the length of the run"):
+        fit(Model(schedule="torch.optim.lr_scheduler.OneCycleLR", schedule_args={"max_lr": 0.1}), max_epochs=-1)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(5, 2))
+
+
+def test_a_stream_without_length_needs_steps_and_not_epochs():
+    with pytest.raises(ValueError, match="with a training loader that has a length"):
+        trainer(max_epochs=2).fit(Model(), DataLoader(Stream()))
+    run = trainer(max_steps=4)
+    run.fit(Model(), DataLoader(Stream()))
+    assert run.lr_scheduler_configs[0].scheduler.total_steps == 4
+
+
+def test_what_needs_no_length_may_run_without_end():
+    class Stops(Model):
+        def on_train_batch_end(self, *_):
+            self.trainer.should_stop = self.trainer.global_step >= 10
+
+    for profile in ("WSD", "InverseSqrt"):
+        run = fit(Stops(profile=profile, warmup_steps=2), max_epochs=-1)
+        assert run.lr_scheduler_configs[0].scheduler.total_steps is None
+        assert run.global_step == 10
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_epochs": 3, "max_steps": 10}])
+def test_a_budget_in_epochs_moves_on_in_every_step(limit):
+    model = Model(lr=1.0, profile="Linear", schedule_args={"unit": "epochs"}, warmup_steps=1)
+    scheduler = fit(model, **limit).lr_scheduler_configs[0].scheduler
+    steps = min(24, limit.get("max_steps", 24))
+    assert (scheduler.total_steps, scheduler.position) == (3, pytest.approx(steps / 8))
+    expected = [(step + 1) / 8 if step < 8 else 1 - (step - 8) / 16 for step in range(steps)]
+    assert model.rates == pytest.approx(expected)
+
+
+def test_an_interrupted_run_goes_on_along_the_same_curve(tmp_path):
+    straight = Model(lr=0.1, profile="Cosine", warmup_steps=3)
+    fit(straight, max_epochs=3)
+    first, second = (Model(lr=0.1, profile="Cosine", warmup_steps=3) for _ in range(2))
+    run = fit(first, max_epochs=3, callbacks=[StopAfter(1)])
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    trainer(max_epochs=3).fit(second, DataLoader(torch.ones(8, 2)), ckpt_path=tmp_path / "one.ckpt")
+    assert first.rates + second.rates == straight.rates
+
+
+class StopAfter(Callback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+class Adversaries(ScheduledOptimizerMixin, LightningModule):
+    """Two submodules with an optimizer each, stepped by hand."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+        self.generator = torch.nn.Linear(2, 2)
+        self.critic = torch.nn.Linear(2, 1)
+        self.rates = []
+
+    def training_step(self, batch, batch_idx):
+        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in self.optimizers()])
+        for optimizer, scheduler in zip(self.optimizers(), self.lr_schedulers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(self.critic(self.generator(batch)).square().mean())
+            optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 16}], ids=str)
+def test_every_part_has_an_optimizer_and_a_schedule_over_the_whole_run(limit):
+    parts = {"critic": {"lr": 0.4, "optimizer": "torch.optim.SGD", "profile": "Cosine"}, "generator": None}
+    model = Adversaries(lr=0.1, profile="Linear", parts=parts)
+    run = fit(model, **limit)
+    assert [type(optimizer).__name__ for optimizer in run.optimizers] == ["SGD", "AdamW"]
+    assert [[p.shape for p in each.param_groups[0]["params"]] for each in run.optimizers] == [
+        [(1, 2), (1,)],
+        [(2, 2), (2,)],
+    ]
+    assert [config.scheduler.total_steps for config in run.lr_scheduler_configs] == [8, 8]
+    cosine = [0.2 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    linear = [0.1 * (1 - step / 8) for step in range(8)]
+    assert model.rates == [pytest.approx([a, b]) for a, b in zip(cosine, linear, strict=True)]
+
+
+def test_parts_may_have_no_schedule():
+    model = Adversaries(schedule=None, parts={"critic": {}, "generator": {"lr": 0.5}})
+    optimizers, schedulers = model.configure_optimizers()
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [1e-3, 0.5]
+    assert schedulers == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"critic": {}}, "must hold all parameters that are trained, and leaves out generator.weight, generator.bias"),
+        (
+            {"critic": {}, "genrator": {}},
+            "must name submodules, which are generator, critic, and theirs, got 'genrator'",
+        ),
+        ({"critic": {}, "generator": {}, "critic.weight": {}}, "must name submodules"),
+    ],
+    ids=str,
+)
+def test_parts_that_are_not_the_model_s_are_refused(parts, said):
+    with pytest.raises(ValueError, match=said):
+        Adversaries(parts=parts, schedule=None).configure_optimizers()
+
+
+def test_parts_that_share_parameters_are_refused():
+    model = Adversaries(parts={"critic": {}, "generator": {}}, schedule=None)
+    model.critic.weight = model.generator.weight
+    with pytest.raises(ValueError, match="must not share parameters, and those of critic, generator do"):
+        model.configure_optimizers()
+
+
+def test_layers_below_may_learn_more_slowly_and_roles_decay_or_not():
+    model = Model(lr=1.0, weight_decay=0.1, schedule=None, group_args={"no_decay": ["matrix"], "layer_decay": 0.5})
+    groups = model.configure_optimizers().param_groups
+    assert {group["lr"] for group in groups} == {0.5, 1.0}
+    assert {group["weight_decay"] for group in groups if group["params"][0].ndim == 2} >= {0.0}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +310,17 @@ def test_an_endless_run_is_refused():
         ({"schedule": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, "must be a schedule of the step alone"),
         ({"optimizer_args": {"lr": 0.1}}, r"`ScheduledOptimizerMixin\(optimizer_args=\.\.\.\)` must not hold 'lr'"),
         ({"schedule_args": {"optimizer": 1}}, r"\(schedule_args=\.\.\.\)` must not hold 'optimizer'"),
+        ({"profile": "Cosin"}, r"`ProfileLR\(profile=\.\.\.\)` must be one of Cosine, "),
+        (
+            {"profile": "Cosine", "schedule_args": {"profile": "REX"}},
+            "must be left out, as it is in `schedule_args`, too",
+        ),
+        ({"profile": "Cosine", "schedule": "torch.optim.lr_scheduler.StepLR"}, "must be left out, as StepLR has none"),
+        ({"group_args": {"lr": 0.1}}, r"\(group_args=\.\.\.\)` must not hold 'lr'"),
+        ({"parts": {}}, r"\(parts=\.\.\.\)` must map names of submodules to arguments"),
+        ({"parts": ["body"]}, r"\(parts=\.\.\.\)` must map names of submodules to arguments"),
+        ({"parts": {"body": {"learning_rate": 1}}}, "got an entry with learning_rate"),
+        ({"parts": {"body": {"optimizer": "AdamW"}}}, "got 'AdamW', which cannot be found"),
         ({"optimizer": "torch.optim.LBFGS", "weight_decay": 0.1}, "must be 0 with LBFGS, which has no weight decay"),
     ],
 )

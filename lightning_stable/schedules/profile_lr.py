@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One learning-rate schedule for all profiles: warmup, profile, sampling, and an end that may come at any time."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_stable.schedules.arguments import is_number, require_one_of, require_positive
+from lightning_stable.schedules.curve import Curve
+from lightning_stable.schedules.profile import Profile
+from lightning_stable.schedules.wsd import decayed
+
+Unit = Literal["steps", "epochs", "samples", "tokens", "seconds"]
+Warmup = Literal["linear", "cosine", "exponential", "untuned_linear", "untuned_exponential", "radam"]
+_WHOLE = ("steps", "samples", "tokens")
+_STATE = ("last_epoch", "base_lrs", "_step_count", "_last_lr", "_ahead", "increment", "_total_steps", "_cooldown")
+
+
+class ProfileLR(LRScheduler):
+    """Warms the learning rate up and then follows a profile, sampled as often as you like, to the end of the budget.
+
+        p: `position`, what has been used;  i: `increment`, what a step uses;  w: `warmup_steps`;  T: `total_steps`
+        rate = base rate * (min_ratio + (1 - min_ratio) * factor)
+        factor = warmup curve at (p + i) / w                  while p + i < w
+               = profile at the latest sample <= p - w, of T - w    afterwards
+        untuned warmups:  factor = rule of step (p + i), with each group's own beta2, * profile at p of T
+
+    Paper: Chen, Wolfe and Kyrillidis, "REX: Revisiting Budgeted Training with an Improved Schedule" (MLSys 2022): a
+    schedule is a profile and how often it is sampled. `warmup_factor` and `untuned_factor` name those of the warmups.
+
+    Deviations: warmup, `min_ratio`, `cooldown` and units other than steps are ours. Momentum follows a profile that has
+    one (`OneCycle`) in groups with `betas` or with a `momentum` that is not 0.
+
+    The rate is a function of position, increment and base rates alone: whatever happens to a group's `lr` in between,
+    it cannot drift, and `jump` to any place gives what stepping there gives. Each group keeps its own base rate; one
+    that is added later has the `lr` it came with. A checkpoint holds the position and `total_steps`; the curve is that
+    of the schedule it is loaded into. To lengthen a resumed run, set `scheduler.total_steps` after loading.
+
+    For a budget in samples, tokens or seconds somebody has to say what a step has used, by setting `increment` before
+    `step()`: the callback `TrainingBudget` does. In epochs `lightning-stable fit` and `ScheduledOptimizerMixin` do.
+
+    Args:
+        optimizer: The optimizer whose groups' `lr` are the base rates.
+        profile: The curve; in YAML and hyper-parameters also its name, or a mapping of `class_path` and `init_args`.
+            Default: `REX()`.
+        total_steps: The budget in `unit`s, warmup included. `None`: set later by `scheduler.total_steps = n`, before
+            the profile needs it. `lightning-stable fit` and `ScheduledOptimizerMixin` set it to the length of the run.
+        warmup_steps: Length of the warmup in `unit`s; its last step runs at the base rate.
+        warmup: `linear`, `cosine`, `exponential`; or, for Adam and its kin, with `warmup_steps=0` and in steps,
+            `untuned_linear` (2 / (1 - beta2) steps), `untuned_exponential` or `radam`.
+        warmup_start: The factor the warmup starts from, in [0, 1); default 0, and 0.01 for `exponential`. No step runs
+            at 0 because of it: the factor of a step is that of its end.
+        min_ratio: The rate where the factor is 0, as a fraction of the base rate.
+        sample_every: Take a new value from the profile every so many `unit`s.
+        sample_at: Take new values from the profile at these fractions of the way alone, such as [0.5, 0.75] ("50-75").
+        unit: What is counted: `steps` of the optimizer, `epochs`, `samples`, `tokens` or `seconds`.
+        last_epoch: Steps already done, minus one; torch's convention.
+
+    Raises:
+        ValueError: If an argument is out of its bounds, or an untuned warmup meets a group without `betas`.
+        RuntimeError: If `step()` comes to a place that depends on `total_steps` while that is unknown.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> scheduler = ProfileLR(optimizer, "REX", total_steps=6, warmup_steps=2)
+        >>> rates = []
+        >>> for _ in range(7):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 3))
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 1.0, 1.0, 0.857, 0.667, 0.4, 0.0]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        profile: Profile | str | dict[str, Any] | None = None,
+        total_steps: float | None = None,
+        warmup_steps: float = 0,
+        warmup: Warmup = "linear",
+        warmup_start: float | None = None,
+        min_ratio: float = 0.0,
+        sample_every: float | None = None,
+        sample_at: Sequence[float] | None = None,
+        unit: Unit = "steps",
+        last_epoch: int = -1,
+    ) -> None:
+        self.curve = Curve(profile, warmup_steps, warmup, warmup_start, min_ratio, sample_every, sample_at, unit)
+        self.increment: float = 1
+        self._ahead: float = 0  # of `last_epoch`, which counts steps whatever they use
+        self._total_steps: float | None = None
+        self._cooldown: tuple[float, float, float, str] | None = None  # position, increment there, length, curve
+        beta2s = self._beta2s_of(optimizer)
+        if total_steps is not None:
+            self._set_total_steps(total_steps, beta2s)
+        super().__init__(optimizer, last_epoch)
+
+    @property
+    def position(self) -> float:
+        """What has been used of the budget, in `unit`s."""
+        return self.last_epoch + self._ahead
+
+    @property
+    def unit(self) -> str:
+        """What is counted: `steps`, `epochs`, `samples`, `tokens` or `seconds`."""
+        return self.curve.unit
+
+    @property
+    def total_steps(self) -> float | None:
+        """The budget in `unit`s, warmup included; `None` while unknown."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: float) -> None:
+        self._set_total_steps(total_steps, self._beta2s_of(self.optimizer))
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set every group's rate for the next optimizer step."""
+        used = self.increment if hasattr(self, "_last_lr") else 1  # torch calls it once to set the first rate
+        position = self.last_epoch + self._ahead + used if epoch is None else epoch
+        self._require_length(position)  # raises while everything is still untouched
+        self._ahead = position - (self.last_epoch + 1) if epoch is None else 0
+        super().step(epoch)
+        self._set_momentum()
+
+    def jump(self, position: float) -> None:
+        """Go to a place in the budget and set the rates there, as if the run had come to it step by step.
+
+        Args:
+            position: What has been used, in `unit`s.
+        """
+        if not is_number(position) or position < 0:
+            raise ValueError(f"`ProfileLR.jump(position=...)` must be a number of at least 0, got {position!r}.")
+        self._require_length(position)
+        if self.curve.unit == "steps":
+            self.last_epoch = int(position)
+        self._ahead = position - self.last_epoch
+        self._write(self.get_lr())
+        self._set_momentum()
+
+    def cooldown(self, steps: float, curve: Literal["linear", "1-sqrt"] = "linear") -> None:
+        """Finish: bring the rate down to its minimum within so many `unit`s from now on, whatever the profile says.
+
+        Args:
+            steps: How much of the budget that takes; afterwards the rate stays at the minimum.
+            curve: `linear` or `1-sqrt`.
+        """
+        require_positive("ProfileLR.cooldown", "steps", steps)
+        require_one_of("ProfileLR.cooldown", "curve", curve, ("linear", "1-sqrt"))
+        if self._cooldown is not None:
+            raise ValueError(
+                f"`ProfileLR.cooldown(steps={steps})`: the schedule has been coming down since {self._cooldown[0]:g} "
+                f"{self.curve.unit}, and is down at {self._cooldown[0] + self._cooldown[2]:g}."
+            )
+        self._cooldown = (self.position, self.increment, steps, curve)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Every group's rate at `position`; it never looks at the current one."""
+        self._adopt_new_groups()
+        return [
+            base * self._factor(group) for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        ]
+
+    _get_closed_form_lr = get_lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, in types that load with `weights_only=True`."""
+        return {**{name: getattr(self, name) for name in _STATE}, "curve": repr(self.curve)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to where the run was; the curve remains this schedule's own, with a warning if it is another."""
+        curve, total_steps = state_dict["curve"], state_dict["_total_steps"]
+        if curve != repr(self.curve):
+            self._warn(f"was saved by {curve}, and goes on along {self.curve}")
+        if self._total_steps is not None and total_steps != self._total_steps:
+            self._warn(
+                f"keeps the total_steps of its checkpoint, {total_steps}, where this run has {self._total_steps:g}; to "
+                f"change them, set `scheduler.total_steps = {self._total_steps:g}` after loading"
+            )
+        super().load_state_dict({name: state_dict[name] for name in _STATE})
+
+    def _factor(self, group: dict[str, Any]) -> float:
+        beta2 = float(group["betas"][1]) if self.curve.is_untuned else 0.0
+        position = self.position
+        if self._cooldown is None or position < self._cooldown[0]:
+            return self.curve.factor(position, self.increment, self._total_steps, beta2)
+        start, increment, length, curve = self._cooldown
+        top = self.curve.factor(start, increment, self._total_steps, beta2)
+        lowest = min(self.curve.min_ratio, top)
+        return lowest + (top - lowest) * decayed(min((position - start) / length, 1.0), curve)
+
+    def _set_momentum(self) -> None:
+        momentum = self.curve.momentum(self.position, self._total_steps)
+        for group in self.optimizer.param_groups if momentum is not None else ():
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif group.get("momentum"):
+                group["momentum"] = momentum
+
+    def _write(self, rates: list[float | torch.Tensor]) -> None:
+        groups = self.optimizer.param_groups
+        for group, rate in zip(groups, rates, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(float(rate))  # compiled optimizers hold on to the tensor itself
+            else:
+                group["lr"] = rate
+        self._last_lr = [copied(group["lr"]) for group in groups]
+
+    def _adopt_new_groups(self) -> None:
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            group.setdefault("initial_lr", copied(group["lr"]))
+            self.base_lrs = [*self.base_lrs, group["initial_lr"]]
+
+    def _set_total_steps(self, total_steps: float, beta2s: list[float]) -> None:
+        unit = self.curve.unit
+        whole = "whole " if unit in _WHOLE else ""
+        if not is_number(total_steps) or total_steps <= 0 or (whole and total_steps != int(total_steps)):
+            raise ValueError(
+                f"`ProfileLR(total_steps=...)` must be a {whole}number of {unit} above 0, got {total_steps!r}. "
+                "An endless run has no length: set `Trainer(max_steps=...)` or `max_epochs`."
+            )
+        self._total_steps = total_steps
+        warmup = self.curve.warmup_length(beta2s)
+        if warmup >= total_steps:
+            self._warn(
+                f"warms up for {warmup:g} {unit} (`ProfileLR(warmup_steps={self.curve.warmup_steps:g}, "
+                f'warmup="{self.curve.warmup}")`) with `total_steps` set to {total_steps:g}: the run ends inside the '
+                "warmup. Train longer or warm up for less"
+            )
+
+    def _require_length(self, position: float) -> None:
+        is_there = self._total_steps is not None or self._cooldown is not None
+        if is_there or not self.curve.needs_length or position <= self.curve.warmup_steps:
+            return
+        raise RuntimeError(
+            f"`ProfileLR` does not know how long the run is, and {self.curve.profile!r} needs it after "
+            f"{self.curve.warmup_steps:g} {self.curve.unit}. Pass `ProfileLR(total_steps=...)`, or set "
+            "`scheduler.total_steps = n` before training starts (in Lightning: `trainer.estimated_stepping_batches`)."
+        )
+
+    def _beta2s_of(self, optimizer: Optimizer) -> list[float]:
+        """Those of all groups, where the warmup asks for them."""
+        if not self.curve.is_untuned:
+            return []
+        groups = optimizer.param_groups
+        if not all(len(group.get("betas", ())) > 1 for group in groups):
+            raise ValueError(
+                f'`ProfileLR(warmup="{self.curve.warmup}")` needs an optimizer with two `betas`, such as AdamW, got '
+                f"{type(optimizer).__name__}. Use `warmup_steps` with `linear`."
+            )
+        return [float(group["betas"][1]) for group in groups]
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"The learning-rate schedule {what}.", UserWarning, stacklevel=4)
+
+
+def copied(rate: Any) -> Any:
+    """A rate that does not change with the group's.
+
+    Example:
+        >>> copied(0.1)
+        0.1
+    """
+    return rate.clone() if isinstance(rate, torch.Tensor) else rate
