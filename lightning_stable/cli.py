@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `lightning-stable list | show | fit | validate | report | detect | techniques | bench`.
+"""The command line: `lightning-stable list | show | fit | validate | report | detect | refine | techniques | bench`.
 
-Only `fit`, `validate`, `detect`, `techniques` and `bench` import torch and Lightning; everything else answers at once.
+`list`, `show`, `report` and whatever is wrong with a command answer at once; all else imports torch.
 """
 
 import errno
@@ -28,6 +28,7 @@ commands:
   report RUN_DIR             incidents and final metrics as tables, and RUN_DIR/report.png
   detect --values FILE --column NAME
                              which alarms detectors raise on any logged curve, their thresholds, and detect.png
+  refine RUN_DIR             the learning-rate schedule that a run's gradient norms ask for, for the next run
   techniques                 every public class and function, with one line on each
   bench overhead             what the callbacks cost per step
   bench guard                what the guard costs, and what a rollback saves
@@ -210,6 +211,12 @@ def _detect(arguments: list[str]) -> int:
     return detect(arguments)
 
 
+def _refine(arguments: list[str]) -> int:
+    from lightning_stable.studies.refinement import main as refine
+
+    return refine(arguments)
+
+
 def _techniques(arguments: list[str]) -> int:
     from lightning_stable.studies.techniques import main as techniques
 
@@ -255,6 +262,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "validate": _validate,
     "report": _report,
     "detect": _detect,
+    "refine": _refine,
     "techniques": _techniques,
     "bench": _bench,
 }

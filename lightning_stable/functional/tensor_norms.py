@@ -9,16 +9,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the l2 norm of each tensor, of the whole one where it is sharded (DTensor).
+def tensor_norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:
+    """Return the l2 or l1 norm of each tensor, of the whole one where it is sharded (DTensor).
 
-        norm_i = sqrt(sum_j x_ij^2)
+        norm_i = sqrt(sum_j x_ij^2)        for order 2
+        norm_i = sum_j |x_ij|              for order 1
 
     Taken in float32 at least; NaN and infinity show. One collective call for all tensors of a device mesh, on all of
     its ranks alike.
 
     Args:
         tensors: Of any shapes, precisions and devices.
+        order: 2 or 1.
 
     Returns:
         One axis, float64, on the first tensor's device.
@@ -33,13 +35,13 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
         alike.setdefault((tensor.device, tensor.dtype), []).append(position)
     for (_, dtype), positions in alike.items():
         parts = [local(tensors[position]) for position in positions]
-        found = torch._foreach_norm(parts, 2, dtype=torch.promote_types(dtype, torch.float32))
+        found = torch._foreach_norm(parts, order, dtype=torch.promote_types(dtype, torch.float32))
         for position, norm in zip(positions, found, strict=True):
             norms[position] = norm
     values = stacked(norms, tensors)
     if not any(_shards(tensor) for tensor in tensors):
         return values
-    return reduce_over_shards(values.square(), tensors, dist.ReduceOp.SUM).sqrt()
+    return reduce_over_shards(values.pow(order), tensors, dist.ReduceOp.SUM).pow(1 / order)
 
 
 def tensor_maxima(tensors: Sequence[Tensor]) -> Tensor:
