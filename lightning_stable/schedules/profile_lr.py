@@ -91,6 +91,7 @@ class ProfileLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self.curve = Curve(profile, warmup_steps, warmup, warmup_start, min_ratio, sample_every, sample_at, unit)
+        self._said = repr(self.curve)  # asked for in every step that is guarded
         self.increment: float = 1
         self._ahead: float = 0  # of `last_epoch`, which counts steps whatever they use
         self._total_steps: float | None = None
@@ -170,13 +171,13 @@ class ProfileLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, in types that load with `weights_only=True`."""
-        return {**{name: getattr(self, name) for name in _STATE}, "curve": repr(self.curve)}
+        return {**{name: getattr(self, name) for name in _STATE}, "curve": self._said}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to where the run was; the curve remains this schedule's own, with a warning if it is another."""
         curve, total_steps = state_dict["curve"], state_dict["_total_steps"]
-        if curve != repr(self.curve):
-            self._warn(f"was saved by {curve}, and goes on along {self.curve}")
+        if curve != self._said:
+            self._warn(f"was saved by {curve}, and goes on along {self._said}")
         if self._total_steps is not None and total_steps != self._total_steps:
             self._warn(
                 f"keeps the total_steps of its checkpoint, {total_steps}, where this run has {self._total_steps:g}; to "
