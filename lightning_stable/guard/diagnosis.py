@@ -2,7 +2,6 @@
 """Why a step spiked: run it again where it was, and from an older snapshot."""
 
 import math
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import nn
 
 from lightning_stable._lightning.repeated_step import run_again
 from lightning_stable.functional.fingerprint import fingerprint
@@ -19,11 +17,10 @@ from lightning_stable.functional.tensor_norms import local
 from lightning_stable.guard.side_responses import Scene, SideResponse, SpikedStep
 from lightning_stable.guard.signals import GRAD_NORM, LOSS
 from lightning_stable.guard.step_reading import read_step
+from lightning_stable.snapshots.plain_attributes import plain_attributes
 from lightning_stable.snapshots.snapshot import Snapshot
 
 _TOLERANCE = 1e-3  # relative, where the same operations need not give the same bits
-_OF_A_MODULE = vars(nn.Module()).keys() - {"training"}  # its parameters, buffers, children and hooks
-_SEQUENCES, _SETS = (list, deque), (dict, OrderedDict, defaultdict, set)  # others may mean something else by `clear`
 
 Readings = dict[str, float]
 
@@ -168,7 +165,7 @@ def _kept(module: LightningModule) -> Iterator[None]:
     parameters = list(module.parameters())
     gradients = [parameter.grad for parameter in parameters]
     values = [local(parameter).detach().to("cpu", copy=True) for parameter in parameters]
-    attributes = [_Attributes(child) for child in module.modules()]
+    attributes = plain_attributes(module)
     try:
         for parameter in parameters:
             parameter.grad = None
@@ -180,47 +177,6 @@ def _kept(module: LightningModule) -> Iterator[None]:
                 local(parameter).copy_(value)
         for kept in attributes:
             kept.put_back()
-
-
-class _Attributes:
-    """The plain attributes of a module, and what containers and generators among them hold."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._owner = vars(module)
-        self._found = {name: self._owner[name] for name in self._names()}
-        self._contents = {name: _contents(value) for name, value in self._found.items()}
-
-    def put_back(self) -> None:
-        for name in self._names():
-            if name not in self._found:
-                del self._owner[name]  # born since
-        for name, value in self._found.items():
-            self._owner[name] = value
-            _fill(value, self._contents[name])
-
-    def _names(self) -> list[str]:
-        # what stands in for a method is somebody else's to take away
-        return [name for name, value in self._owner.items() if name not in _OF_A_MODULE and not callable(value)]
-
-
-def _contents(value: Any) -> Any:
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if isinstance(value, torch.Tensor):
-        return None if value.is_inference() else (value._version, value.detach().clone())
-    return value.copy() if type(value) in (*_SEQUENCES, *_SETS) else None
-
-
-@torch.no_grad()
-def _fill(value: Any, contents: Any) -> None:
-    if isinstance(value, torch.Generator):
-        value.set_state(contents)
-    elif isinstance(value, torch.Tensor):
-        if contents is not None and value._version != contents[0]:
-            value.copy_(contents[1])
-    elif type(value) in (*_SEQUENCES, *_SETS):
-        value.clear()
-        value.extend(contents) if type(value) in _SEQUENCES else value.update(contents)
 
 
 def _of_the_step(readings: Mapping[str, float]) -> Readings:

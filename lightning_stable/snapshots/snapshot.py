@@ -45,21 +45,29 @@ class Snapshot:
         pl_module: The module it trains.
         guard: The callback the snapshot is taken for.
         transfer: Makes the buffers and copies into them.
+        with_callbacks: Whether what the other callbacks hold is copied; not for steps in which none of them is called.
 
     Example:
         >>> Snapshot.__name__  # needs a running fit; see `SpikeGuard`
         'Snapshot'
     """
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, guard: Callback, transfer: Transfer) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        guard: Callback,
+        transfer: Transfer,
+        with_callbacks: bool = True,
+    ) -> None:
         self._trainer = trainer
         self._transfer = transfer
         self._parameters = list(pl_module.parameters())
-        self._others = list(tensors_of_callbacks(trainer, guard))
+        self._others = list(tensors_of_callbacks(trainer, guard)) if with_callbacks else []
         self._parameter_copies = [transfer.buffer_like(local(tensor)) for tensor in self._parameters]
         self._other_copies = [transfer.buffer_like(local(tensor)) for tensor in self._others]
         self._optimizers = [_OptimizerCopy(optimizer, transfer) for optimizer in trainer.optimizers]
-        self._around = StepState(trainer, pl_module, guard)
+        self._around = StepState(trainer, pl_module, guard, with_callbacks)
         self.global_step = 0
 
     @torch.no_grad()

@@ -26,19 +26,24 @@ class StepState:
         trainer: The trainer in its `fit`.
         pl_module: The module it trains.
         guard: The callback this state is kept for; its own state is its own affair.
+        with_callbacks: Whether the other callbacks' state is held; not for steps in which none of them is called.
 
     Example:
         >>> StepState.__name__  # needs a running fit; see `SpikeGuard`
         'StepState'
     """
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, guard: Callback) -> None:
+    def __init__(
+        self, trainer: Trainer, pl_module: LightningModule, guard: Callback, with_callbacks: bool = True
+    ) -> None:
         self._trainer = trainer
         modules = list(pl_module.modules())
         self._buffers = [(module._buffers, name) for module in modules for name in module._buffers]
         self._metrics = [module for module in modules if isinstance(module, Metric)]
         self._callbacks = [
-            callback for callback in callbacks_of(trainer) if callback is not guard and _has_state(callback)
+            callback
+            for callback in callbacks_of(trainer)
+            if with_callbacks and callback is not guard and _has_state(callback)
         ]
         self._copies: list[torch.Tensor] = []
         self._sources: list[torch.Tensor | None] = []
