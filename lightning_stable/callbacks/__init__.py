@@ -5,5 +5,6 @@ from lightning_stable.callbacks.create_graph import CreateGraph as CreateGraph
 from lightning_stable.callbacks.gauss_newton_bartlett import GaussNewtonBartlett as GaussNewtonBartlett
 from lightning_stable.callbacks.gradient_norm_recorder import GradientNormRecorder as GradientNormRecorder
 from lightning_stable.callbacks.gradient_transforms import GradientTransforms as GradientTransforms
+from lightning_stable.callbacks.lr_range_test import LRRangeTest as LRRangeTest
 from lightning_stable.callbacks.momentum_reset import MomentumReset as MomentumReset
 from lightning_stable.callbacks.schedule_free import ScheduleFree as ScheduleFree

@@ -25,6 +25,7 @@ CALLBACKS = [
 BUSY = {
     "MomentumReset": {"every_n_steps": 4, "warmup_steps": 3},
     "GaussNewtonBartlett": {"every_n_steps": 3},
+    "LRRangeTest": {"min_lr": 1e-3, "max_lr": 1e3, "steps": 12, "momentum": [0.5]},
     "GradientTransforms": {
         "transforms": [SpikeClip(threshold=2.0, start_after=3), AdaClip(theta=0.5), ZScoreClip(z=0.5, warmup_steps=2)]
     },
