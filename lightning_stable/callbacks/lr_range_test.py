@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -77,13 +76,13 @@ class LRRangeTest(Callback):
         diverge_factor: How many times the lowest loss is divergence. Default: fast.ai's 4.
         smoothing: Of the running mean of the losses, in [0, 1). Default: of five losses or so.
         apply: Which of the rates becomes the base rate of the run, for its schedules, too: `"max_lr"`, `"min_lr"`,
-            `"steepest_lr"`; `None` leaves the run as it was. It must be the first of the callbacks then.
+            `"steepest_lr"`; `None` leaves the run as it was. It must come before a `SpikeGuard` then.
         path: The folder of the files. Default: the `log_dir` of the Trainer if it has a logger, else none are written.
 
     Raises:
         ValueError: If an argument is out of its bounds; from `fit`, under manual optimization, with a `training_step`
             that takes a `dataloader_iter`, with an optimizer without rates, with data that keep their own position and
-            cannot be copied, if no rate holds, or if `apply` comes after other callbacks.
+            cannot be copied, if no rate holds, or with `apply` after a `SpikeGuard`.
         RuntimeError: From `fit`, with a strategy other than DDP on several ranks.
 
     Example:
@@ -224,14 +223,21 @@ class LRRangeTest(Callback):
         rank_zero_info(f"LRRangeTest: the base rate of the run is {rate:.3g} now, and was {before:.3g}")
 
     def _refuse_order(self, trainer: Trainer) -> None:
-        others = [one for one in callbacks_of(trainer) if not isinstance(one, BatchSizeFinder | LearningRateFinder)]
-        before = [type(one).__name__ for one in others[: others.index(self)]]
+        callbacks = callbacks_of(trainer)
+        before = [type(one).__name__ for one in callbacks[: callbacks.index(self)] if _has_looked(one)]
         if before:
             names = ", ".join(f"{name}(...)" for name in ["LRRangeTest", *before])
             raise ValueError(
-                f"`LRRangeTest(apply=...)` must be the first callback, as those before it have seen the old rate, and"
-                f" may go back to it. Use `callbacks=[{names}, ...]`."
+                f"`LRRangeTest(apply=...)` must come before `{before[0]}`, which has kept the old rate by then, and may"
+                f" go back to it. Use `callbacks=[{names}]`."
             )
+
+
+def _has_looked(callback: Callback) -> bool:
+    """Whether it may have kept the state of the run in front of the first step, as `SpikeGuard` does."""
+    kind = type(callback)
+    keeps_state = kind.state_dict is not Callback.state_dict
+    return keeps_state and kind.on_train_batch_start is not Callback.on_train_batch_start
 
 
 def _write(folder: Path, table: bytes, png: bytes | None) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from torch.optim import lr_scheduler as schedules
 
 from lightning_stable.callbacks import LRRangeTest
 from lightning_stable.callbacks.range_test.base_rates import BaseRates, set_momentum, set_weight_decay
+from lightning_stable.schedules import REX, OneCycle, ProfileLR
 from tests.callbacks.range_test.ranged_runs import DATA, SHORT, Net, fit
 
 
@@ -29,6 +30,8 @@ SCHEDULES = {
     "warmup, then decay": lambda o, _: schedules.SequentialLR(
         o, [schedules.LinearLR(o, 0.1, total_iters=3), schedules.ExponentialLR(o, 0.9)], [3]
     ),
+    "profile": lambda o, _: ProfileLR(o, REX(), total_steps=12, warmup_steps=3),
+    "profile of one cycle": lambda o, _: ProfileLR(o, OneCycle(), total_steps=12),
     "chained": lambda o, _: schedules.ChainedScheduler([schedules.ConstantLR(o, 0.5, 3), schedules.StepLR(o, 4)]),
 }
 
