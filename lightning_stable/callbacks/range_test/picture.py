@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_stable.callbacks.range_test.curve import RangeCurve
@@ -54,7 +55,7 @@ def png_of(figure: Figure) -> bytes:
         b'PNG'
     """
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()
 
 
