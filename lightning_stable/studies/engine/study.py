@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,7 +48,7 @@ class Trial:
             if isinstance(value, float) and value - value != 0.0:
                 raise ValueError(f"`Trial({name}=...)` must be finite, got {value!r}.")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What the storage knows the trial by: its content as a text."""
         return point_key({"side": self.side, "setting": self.setting, "tuning": self.tuning, "seed": self.seed})
@@ -125,7 +126,7 @@ class Study(ABC):
     question: ClassVar[str]
     """One sentence; the table begins with it."""
     objective: ClassVar[str]
-    """The result that chooses a tuning point, per side and setting: the smallest mean over the seeds. NaN is the worst."""
+    """The result that chooses tuning points: the smallest mean over the seeds. NaN is the worst."""
     version: ClassVar[int] = 1
     """Raised when the same trial would now come to another result: older results are not mixed with it."""
     seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
