@@ -4,7 +4,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lightning_stable.studies.engine.study import Point, Trial, point_key
+from lightning_stable.studies.engine.study import Trial, point_key
 
 
 def require_equal_tuning(study: str, trials: Sequence[Trial]) -> None:
@@ -75,19 +75,3 @@ def _by_setting(trials: Sequence[Trial]) -> dict[str, dict[str, dict[str, list[i
         points = settings.setdefault(point_key(trial.setting), {}).setdefault(trial.side, {})
         points.setdefault(point_key(trial.tuning), []).append(trial.seed)
     return settings
-
-
-def values_tried(trials: Sequence[Trial]) -> dict[str, list[Point]]:
-    """The tuning points of each side, in their order.
-
-    Args:
-        trials: All of them.
-
-    Example:
-        >>> values_tried([Trial("a", {"x": 1}, {"lr": 0.1}), Trial("a", {"x": 2}, {"lr": 0.1})])
-        {'a': [{'lr': 0.1}]}
-    """
-    sides: dict[str, dict[str, Point]] = {}
-    for trial in trials:
-        sides.setdefault(trial.side, {})[point_key(trial.tuning)] = trial.tuning
-    return {side: list(points.values()) for side, points in sides.items()}

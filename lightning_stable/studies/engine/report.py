@@ -4,10 +4,10 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lightning_stable.files import write_atomically
 from lightning_stable.studies.engine.equal_tuning import tuning_budget
 from lightning_stable.studies.engine.outcome import Cell, Outcome, Result
 from lightning_stable.studies.engine.study import Point, Study
@@ -39,7 +39,7 @@ def write_table(study: Study, outcome: Outcome, command: str, folder: Path) -> s
         _failures(outcome.failed),
     ]
     text = "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
-    _write(folder / TABLE, text)
+    write_atomically(folder / TABLE, text.encode())
     return text
 
 
@@ -72,7 +72,7 @@ def write_results(outcome: Outcome, folder: Path) -> None:
                 result.error or "",
             ]
         )
-    _write(folder / RESULTS, text.getvalue())
+    write_atomically(folder / RESULTS, text.getvalue().encode())
 
 
 def draw_figure(study: Study, outcome: Outcome, folder: Path) -> None:
@@ -163,12 +163,3 @@ def _words(result: Result) -> str:
 
 def _names(points: Iterable[Point]) -> list[str]:
     return list(dict.fromkeys(name for point in points for name in point))
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -39,42 +39,50 @@ class RunAll:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study = study
-        self._trials = list(trials)
-        self._costs = [study.cost(trial) for trial in trials]
+        self._open = list(trials)
+        self._done = self._failed = 0
+        self._cost_done = 0.0
         self._store = store
         self._crew = crew
         self._progress = progress
         self._clock = clock
         self._deaths: Counter[str] = Counter()
-        failed = [trial for trial in self._trials if store.status(trial) == "failed"] if retry_failed else []
+        failed = [trial for trial in trials if store.status(trial) == "failed"] if retry_failed else []
         self._retry = set(failed)
         self._next_look = 0.0
 
     def __call__(self) -> None:
         """Make them. Whatever ends this early gives back the runs that were being made."""
         try:
-            self._progress.begin_at(self._say_how_far())
-            while not self._all_done():
+            self._settle()
+            self._progress.begin_at(self._cost_done)
+            while self._open:
                 self._give_out()
                 for done in self._crew.listen(_LISTEN_SECONDS):
                     self._take(done)
                 self._store.beat()
                 self._look()
-                self._say_how_far()
+                self._settle()
         finally:
             self._crew.end()
             self._store.set_all_free()
             self._progress.clear()
 
-    def _all_done(self) -> bool:
-        return all(self._is_done(trial) for trial in self._trials)
+    def _settle(self) -> None:
+        """Put aside what is done, here or elsewhere, and say how far it is."""
+        for trial in [trial for trial in self._open if self._is_done(trial)]:
+            self._open.remove(trial)
+            self._done += 1
+            self._failed += self._store.status(trial) == "failed"
+            self._cost_done += self._study.cost(trial)
+        self._progress(self._done, self._failed, self._cost_done)
 
     def _is_done(self, trial: Trial) -> bool:
         status = self._store.status(trial)
         return status == "complete" or (status == "failed" and trial not in self._retry)
 
     def _give_out(self) -> None:
-        for trial in self._trials:
+        for trial in self._open:
             if not self._crew.has_idle:
                 return
             retry = trial in self._retry
@@ -113,13 +121,3 @@ class RunAll:
         if self._clock() >= self._next_look:
             self._store.refresh()
             self._next_look = self._clock() + _LOOK_SECONDS
-
-    def _say_how_far(self) -> float:
-        done = [self._is_done(trial) for trial in self._trials]
-        failed = sum(map(self._has_failed, self._trials))
-        cost_done = sum(cost for cost, is_done in zip(self._costs, done, strict=True) if is_done)
-        self._progress(sum(done), failed, cost_done)
-        return cost_done
-
-    def _has_failed(self, trial: Trial) -> bool:
-        return self._store.status(trial) == "failed" and trial not in self._retry

@@ -8,6 +8,7 @@ others withdraw. A run that breaks off leaves a trial that no longer counts, and
 
 import logging
 import socket
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from os import getpid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import quote
 
 from lightning_stable.studies.engine.outcome import Result
 from lightning_stable.studies.engine.study import Trial
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 45.0  # several beats, and a database that is slow for a while
 _TRIES = 6
+_PLAIN = "/\\: +,;=@&$~()[]'!"  # what may stand in the path of a URL of SQLAlchemy as it is
 _LOCK_SECONDS = 60.0  # how long SQLite waits for another writer
 Status = Literal["free", "running", "complete", "failed"]
 T = TypeVar("T")
@@ -73,6 +76,7 @@ class TrialStore:
         ...     store = TrialStore(sqlite_url(Path(folder, "trials.db")), "toy v1")
         ...     number = store.claim(Trial("rex"))
         ...     store.complete(number, {"error": 0.1}, "error", seconds=2.0)
+        ...     store.refresh()
         ...     store.status(Trial("rex")), store.result(Trial("rex")).numbers
         True
         ('complete', {'error': 0.1})
@@ -85,6 +89,7 @@ class TrialStore:
         self._mine: dict[int, int] = {}  # from the numbers of the trials we run to how often we have said so
         self._beats: dict[int, tuple[object, float]] = {}  # others' last beat, and when we saw it change
         self._next_beat = 0.0
+        self._fresh = False  # nothing was written here since the last look
         self.refresh()
 
     def refresh(self) -> None:
@@ -132,6 +137,8 @@ class TrialStore:
         """
         from optuna.trial import TrialState, create_trial
 
+        if not self._fresh:
+            self._read()
         before = self._attempt(trial)
         if before is not None and not (retry_failed and self.status(trial) == "failed"):
             return None
@@ -206,6 +213,7 @@ class TrialStore:
         from optuna.trial import TrialState
 
         trial_id = self._id(number)
+        self._fresh = False
 
         def write() -> bool:
             for name, value in attributes.items():
@@ -227,6 +235,7 @@ class TrialStore:
                 attempt = _Attempt(trial.number, known.get("retry", 0), trial.state, known)
                 attempts.setdefault(known["key"], []).append(attempt)
         self._attempts = attempts
+        self._fresh = True
 
     def _attempt(self, trial: Trial) -> _Attempt | None:
         """The attempt that tells how far a run is: what is complete, else the first of the latest tries."""
@@ -260,6 +269,15 @@ class TrialStore:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
+class _Connection(sqlite3.Connection):
+    """One that does not wait for the disk at every commit; what is written outlives a killed process all the same."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
 def sqlite_url(path: Path) -> str:
     """The URL of an SQLite file, which is made if it is not there.
 
@@ -267,10 +285,10 @@ def sqlite_url(path: Path) -> str:
         path: The file.
 
     Example:
-        >>> sqlite_url(Path("/tmp/trials.db"))
-        'sqlite:////tmp/trials.db'
+        >>> sqlite_url(Path("/runs/is it?.db"))
+        'sqlite:////runs/is it%3F.db'
     """
-    return f"sqlite:///{path.absolute()}".replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
+    return f"sqlite:///{quote(str(path.absolute()), safe=_PLAIN)}"
 
 
 def _open(url: str, study: str) -> tuple["BaseStorage", int]:
@@ -278,7 +296,7 @@ def _open(url: str, study: str) -> tuple["BaseStorage", int]:
     from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
-    options = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {}
+    options = {"connect_args": {"timeout": _LOCK_SECONDS, "factory": _Connection}} if url.startswith("sqlite") else {}
     for wait in (0.1, 0.3, 1.0, None):
         try:
             with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class ToyStudy(Study):
         folder = Path(os.environ[FOLDER])
         with (folder / "begun").open("a") as log:
             log.write(f"{os.getpid()} {trial.key}\n")
+        sys.stdout.write("said by a run\n")
         while (folder / "hold").exists():
             time.sleep(0.005)
         if (folder / "fail").exists() and trial.tuning["x"] == 1.0:
