@@ -30,6 +30,7 @@ commands:
                              which alarms detectors raise on any logged curve, their thresholds, and detect.png
   refine RUN_DIR             the learning-rate schedule that a run's gradient norms ask for, for the next run
   techniques                 every public class and function, with one line on each
+  study NAME                 many runs, one question, one table: `lightning-stable study --help` lists the questions
   bench overhead             what the callbacks cost per step
   bench guard                what the guard costs, and what a rollback saves
   bench optimizers           what a step of the optimizers costs, in time and memory
@@ -60,7 +61,7 @@ measurements:
 _MEASUREMENTS = ("overhead", "guard", "optimizers", "detectors")  # modules of `lightning_stable.bench`
 _NOT_FOR_CONFIGS = ("bench", "studies")
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
-_EXTRAS = ("matplotlib", "rich", "sklearn")
+_EXTRAS = {"matplotlib": "recipes", "rich": "recipes", "sklearn": "recipes", "optuna": "studies"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,9 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.code or 0
         raise
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRAS:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        return _wrong(f"this needs {error.name}: pip install 'lightning-stable[recipes]'")
+        return _wrong(f"this needs {error.name}: pip install 'lightning-stable[{extra}]'")
     except KeyboardInterrupt:
         print("\nlightning-stable: interrupted", file=sys.stderr)
         return 130
@@ -223,6 +225,12 @@ def _techniques(arguments: list[str]) -> int:
     return techniques(arguments)
 
 
+def _study(arguments: list[str]) -> int:
+    from lightning_stable.studies.study_command import main as study
+
+    return study(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     if _asks_for_help(arguments[:1]):
         print(_BENCH_USAGE, end="")
@@ -264,6 +272,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "detect": _detect,
     "refine": _refine,
     "techniques": _techniques,
+    "study": _study,
     "bench": _bench,
 }
 

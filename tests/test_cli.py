@@ -59,12 +59,14 @@ def test_version(capsys):
 def test_help_names_every_command(arguments, capsys):
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    for command in ("list", "show", "fit", "validate", "report", "detect", "techniques", "bench"):
+    for command in ("list", "show", "fit", "validate", "report", "detect", "techniques", "study", "bench"):
         assert f"\n  {command} " in out
     assert max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("command", ["list", "show", "fit", "validate", "report", "detect", "techniques", "bench"])
+@pytest.mark.parametrize(
+    "command", ["list", "show", "fit", "validate", "report", "detect", "techniques", "study", "bench"]
+)
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(
@@ -116,6 +118,23 @@ def test_list_show_and_report_start_without_torch(tmp_path):
         "sys.exit(main(['list']) + main(['show', 'charlm_stable']) + (main(['report', 'no/such/run']) != 2))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_studies_are_listed_with_their_questions_without_torch(capsys):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; from lightning_stable.cli import main;"
+        "sys.exit(main(['study', '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "\n  budget " in done.stdout
+    assert "Which learning-rate schedule is best when a run may take only so many steps?" in done.stdout
+
+
+def test_a_study_says_which_extra_it_needs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["study", "budget", "--quick"]) == 2
+    assert capsys.readouterr().err == ("lightning-stable: this needs optuna: pip install 'lightning-stable[studies]'\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_pipe_that_closes_early_is_no_error():

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -28,7 +29,7 @@ def listen(crew, runs=1):
 
 def wait_for_line(path):
     while not path.exists() or not path.read_text().endswith("\n"):
-        os.sched_yield()
+        time.sleep(0.01)
     return path.read_text()
 
 
