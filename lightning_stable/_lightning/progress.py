@@ -5,6 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_stable._lightning.accumulation import counts_windows
+
 ModelProgress = list[dict[str, int]]
 DataProgress = list[dict[str, int]]
 
@@ -83,6 +85,8 @@ def begin_epoch(trainer: Trainer) -> None:
 
 def batches_beyond_a_window(trainer: Trainer, count: int) -> int:
     """How far into an accumulation window the loop would be, had it begun `count` batches less."""
+    if counts_windows(trainer):
+        return 0  # however they are numbered
     return (trainer.fit_loop.epoch_loop.batch_progress.current.ready - count) % trainer.accumulate_grad_batches
 
 
