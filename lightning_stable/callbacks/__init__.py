@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 2: Lightning callbacks that change training."""
 
+from lightning_stable.callbacks.adaptive_batch_size import AdaptiveBatchSize as AdaptiveBatchSize
 from lightning_stable.callbacks.create_graph import CreateGraph as CreateGraph
 from lightning_stable.callbacks.gauss_newton_bartlett import GaussNewtonBartlett as GaussNewtonBartlett
 from lightning_stable.callbacks.gradient_norm_recorder import GradientNormRecorder as GradientNormRecorder

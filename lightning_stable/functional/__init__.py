@@ -9,6 +9,10 @@ from lightning_stable.functional.attention_entropy import attention_entropy as a
 from lightning_stable.functional.attention_entropy import attention_entropy_lower_bound as attention_entropy_lower_bound
 from lightning_stable.functional.attention_entropy import attention_statistics as attention_statistics
 from lightning_stable.functional.attention_entropy import softmax_statistics as softmax_statistics
+from lightning_stable.functional.gradient_noise import GradientNoise as GradientNoise
+from lightning_stable.functional.gradient_noise import gradient_noise as gradient_noise
+from lightning_stable.functional.gradient_noise import noise_from_sums as noise_from_sums
+from lightning_stable.functional.gradient_noise import required_batch as required_batch
 from lightning_stable.functional.rewarmup import rewarmup as rewarmup
 from lightning_stable.functional.rex import rex as rex
 from lightning_stable.functional.sparse_mask import sparse_mask as sparse_mask

@@ -23,6 +23,7 @@ CALLBACKS = [
 ]
 # Arguments with which a run of a few steps shows what a callback does; defaults are for real runs.
 BUSY = {
+    "AdaptiveBatchSize": {"every_n_steps": 2, "eta": 0.01, "max_accumulation": 2},  # within one epoch
     "MomentumReset": {"every_n_steps": 4, "warmup_steps": 3},
     "GaussNewtonBartlett": {"every_n_steps": 3},
     "LRRangeTest": {"min_lr": 1e-3, "max_lr": 1e3, "steps": 12, "momentum": [0.5]},
@@ -31,7 +32,7 @@ BUSY = {
     },
 }
 OPTIMIZERS = {"GaussNewtonBartlett": SophiaG, "ScheduleFree": ScheduleFreeAdamW}  # what serves one optimizer only
-DATA = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+DATA = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Model(LightningModule):
@@ -123,7 +124,8 @@ def test_resume_equals_an_uninterrupted_run(kind, tmp_path, saved_at):
     _, run = fit(first, max_steps=saved_at)
     run.save_checkpoint(tmp_path / "mid.ckpt")
     torch.load(tmp_path / "mid.ckpt", weights_only=True)
-    resumed, _ = fit(busy(kind), data=DATA.roll(-saved_at, 0), ckpt_path=tmp_path / "mid.ckpt")
+    used = run.fit_loop.epoch_loop.batch_progress.total.processed  # more than one batch a step, perhaps
+    resumed, _ = fit(busy(kind), data=DATA.roll(-used, 0), ckpt_path=tmp_path / "mid.ckpt")
     assert torch.equal(straight.layer.weight, resumed.layer.weight)
     assert torch.equal(straight.layer.bias, resumed.layer.bias)
 
