@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Let the batch grow when the noise of its gradient asks for it."""
 
+import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -54,10 +55,10 @@ class AdaptiveBatchSize(Callback):
     An epoch's last step is as long as there are batches left, and its gradient is a mean as well.
 
     Schedules go on as if the batch had not grown: those of interval "step" are moved on by as many steps as the first
-    batch size would have made of the same data (`increment` of a `ProfileLR` that counts steps; others are stepped so
-    many times). What is set to `trainer.estimated_stepping_batches` ends with the data. `Trainer(max_steps=...)` counts
-    real steps: bound a run by `max_epochs` or by `TrainingBudget`. The learning rate is scaled while a step runs, and
-    only then, so that every schedule keeps it.
+    batch size would have made of the same data (`increment` of a `ProfileLR` in steps or epochs; others are stepped so
+    many times). What is as long as `trainer.estimated_stepping_batches` ends with the data. `Trainer(max_steps=...)`
+    counts real steps: bound a run by `max_epochs` or by `TrainingBudget`. The learning rate is scaled while a step
+    runs, and only then, so that every schedule keeps it.
 
     Logs `stability/batch_size` (samples a step), `stability/gradient_noise_scale` (V / S, the batch at which noise and
     gradient are equally strong) and `stability/batch_size_wanted` (B) after each measurement; with `scale_lr` also
@@ -170,7 +171,7 @@ class AdaptiveBatchSize(Callback):
         """Say where windows end, and stand in front of the optimizer's step."""
         growth = self._growth
         refuse_training(trainer, growth.max_loader_batch_size is not None)
-        if growth.loader == 1 and growth.max_loader_batch_size is not None:
+        if growth.loader == 1 and math.isfinite(trainer.num_training_batches):
             growth.first_epoch_batches = int(trainer.num_training_batches)
         self._windows = AccumulationWindows(trainer)
         self._gate = StepGate.attach(trainer.optimizers[0], user=_USER)
@@ -224,6 +225,9 @@ class AdaptiveBatchSize(Callback):
             after = self._growth.first_steps(self._batches + batches, progress.is_last_batch(trainer))
             self._step = (batches, after - before)
             set_increments(trainer, "steps", after - before)
+            if self._growth.first_epoch_batches:
+                whole = self._growth.first_steps(self._growth.first_epoch_batches, is_last=True)
+                set_increments(trainer, "epochs", (after - before) / whole)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """A micro-batch's gradient is about to arrive."""
@@ -253,7 +257,6 @@ class AdaptiveBatchSize(Callback):
             batches, first_steps = self._step
             self._batches += batches
             step_others_again(trainer, first_steps - 1)
-        set_increments(trainer, "steps", 1)  # what a checkpoint without this callback goes on with
         if self._measured:
             self._log(trainer)
         self._forget_step()

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch.utils.data import DataLoader
 
 from lightning_stable.callbacks import AdaptiveBatchSize
+from lightning_stable.schedules import ProfileLR
 
 ENTRIES, MEAN, VARIANCE = 64, 1.0, 40.0  # ||mu||, tr(Sigma)
 
@@ -82,25 +83,8 @@ def grown(batch_size=4, **settings):
     return callback, probe, trainer
 
 
-class Counting(torch.optim.lr_scheduler.LRScheduler):
-    """A stand-in for `ProfileLR(Linear())`."""
-
-    def __init__(self, optimizer, total_steps, unit="steps"):
-        self.unit, self.position, self.increment, self.total_steps = unit, 0, 1, total_steps
-        super().__init__(optimizer)
-        self.position = 0
-
-    def step(self, epoch=None):
-        if self.last_epoch >= 0:
-            self.position += self.increment
-        super().step()
-
-    def get_lr(self):
-        return [base * max(0.0, 1 - self.position / self.total_steps) for base in self.base_lrs]
-
-
 def counting(optimizer, trainer):
-    return Counting(optimizer, trainer.estimated_stepping_batches)
+    return ProfileLR(optimizer, "Linear", total_steps=trainer.estimated_stepping_batches)
 
 
 def linear(optimizer, trainer):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_stable.callbacks import AdaptiveBatchSize
+from lightning_stable.schedules import ProfileLR
 from tests.callbacks.noisy_runs import (
     EAGER,
     MEAN,
@@ -154,7 +155,6 @@ def test_schedules_end_exactly_when_the_data_does(schedule, count, accumulated):
     assert scheduler.get_last_lr() == [0.0]
     if schedule is counting:
         assert scheduler.position == first_steps
-        assert scheduler.increment == 1
     else:
         assert scheduler.last_epoch == first_steps
 
@@ -166,6 +166,26 @@ def test_in_between_they_are_where_the_first_batch_size_would_be():
     for length, rate in zip(probe.accumulated, probe.rates, strict=True):
         assert rate == pytest.approx(0.01 * (1 - position / 100), rel=1e-12)
         position += length
+
+
+def test_a_schedule_in_epochs_is_moved_on_by_the_share_of_the_epoch():
+    def in_epochs(optimizer, trainer):
+        return ProfileLR(optimizer, "Linear", total_steps=2, unit="epochs")
+
+    _, probe, trainer = grown(data=samples(404), model=Noisy(in_epochs), eta=0.1, max_epochs=2)
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert len(set(probe.accumulated)) > 2
+    assert scheduler.position == pytest.approx(2, rel=1e-12)
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-14)
+
+
+def test_in_a_warmup_the_first_step_runs_at_what_it_uses():
+    def warm(optimizer, trainer):
+        return ProfileLR(optimizer, "Linear", total_steps=100, warmup_steps=8)
+
+    _, probe, _ = grown(data=samples(400), model=Noisy(warm))
+    assert probe.accumulated[0] == 2
+    assert probe.rates[0] == pytest.approx(0.01 * 2 / 8)
 
 
 def test_one_cycle_is_not_stepped_beyond_its_end():

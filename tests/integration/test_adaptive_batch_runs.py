@@ -104,7 +104,7 @@ def spoiled(data, batches):
     [(SkipStep(times=99), 3), (Rollback(times=99, mode="replay"), 3), (Rollback(times=99, mode="skip"), 1)],
     ids=["skip", "replay", "rollback"],
 )
-def test_a_guarded_run_equals_one_whose_loader_never_held_the_bad_batches(order, response, snapshot_every):
+def test_a_guarded_run_equals_one_whose_loader_never_held_the_bad_batches(tmp_path, order, response, snapshot_every):
     good, arguments = samples(400), {**EAGER, "eta": 0.1, "scale_lr": "linear", "every_n_steps": 2}
     plain, found = Noisy(linear_of(100)), Probe()
     fit(AdaptiveBatchSize(**arguments), found, data=good, model=plain)
@@ -120,7 +120,7 @@ def test_a_guarded_run_equals_one_whose_loader_never_held_the_bad_batches(order,
     guard = SpikeGuard(ladder=[response], snapshot_every=snapshot_every, warn={}, watch={}, forgive_after=1)
     callbacks = [guard, callback] if order == "guard first" else [callback, guard]
     probe = Probe()
-    trainer = fit(*callbacks, probe, data=torch.cat(rows), model=guarded)
+    trainer = fit(*callbacks, probe, data=torch.cat(rows), model=guarded, default_root_dir=tmp_path)
     assert len(guard.incidents) == 3
     assert torch.equal(plain.weight, guarded.weight)
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 100

@@ -32,7 +32,7 @@ class BatchGrowth:
         max_loader_batch_size: Of the loader; `None` leaves it as it is.
         first_accumulation: Micro-batches per step that the run began with.
         first_loader_batch_size: Of the loader, where it may grow.
-        first_epoch_batches: Batches in an epoch with the first loader; known where that may grow.
+        first_epoch_batches: Batches in an epoch with the first loader; 0 where nobody knows.
         accumulation: How many times as many micro-batches there are now.
         loader: How many times as large the loader's batch is now.
         samples: Of a micro-batch on one rank, as last measured; 0 before.
