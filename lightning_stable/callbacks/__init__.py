@@ -9,3 +9,4 @@ from lightning_stable.callbacks.gradient_transforms import GradientTransforms as
 from lightning_stable.callbacks.lr_range_test import LRRangeTest as LRRangeTest
 from lightning_stable.callbacks.momentum_reset import MomentumReset as MomentumReset
 from lightning_stable.callbacks.schedule_free import ScheduleFree as ScheduleFree
+from lightning_stable.callbacks.training_budget import TrainingBudget as TrainingBudget

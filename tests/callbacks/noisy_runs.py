@@ -50,7 +50,8 @@ class Probe(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.accumulated.append(trainer.accumulate_grad_batches)
-        self.gradients.append(pl_module.weight.grad.clone())
+        gradient = pl_module.weight.grad
+        self.gradients.append(None if gradient is None else gradient.clone())
         self.rates.append(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`AdaptiveBatchSize` in two real processes: they measure each other, decide alike, and count for schedules alike."""
+"""`AdaptiveBatchSize` and `TrainingBudget` in two real processes: they measure and count all, and decide alike."""
 
 from functools import partial
 
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import AdaptiveBatchSize
+from lightning_stable.callbacks import AdaptiveBatchSize, TrainingBudget, training_budget
 from lightning_stable.functional import gradient_noise
+from lightning_stable.schedules import ProfileLR
 from tests.callbacks.noisy_runs import Noisy, Probe, fit, samples
 from tests.distributed.processes import of_both, on_two_ranks
 
@@ -40,10 +41,10 @@ def linear(optimizer, trainer):
 
 def run(rank, folder=None, accumulated=1, data=None, ckpt_path=None, **settings):
     callback, save = AdaptiveBatchSize(**{**SETTINGS, **settings}), Save(folder and folder / "mid.ckpt")
-    model, shared = Noisy(linear), {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+    model = Noisy(linear)
     loader = DataLoader(data, batch_size=4) if data is not None else of_rank(rank)
     trainer = fit(
-        callback, save, loader=loader, model=model, ckpt_path=ckpt_path, accumulate_grad_batches=accumulated, **shared
+        callback, save, loader=loader, model=model, ckpt_path=ckpt_path, accumulate_grad_batches=accumulated, **SHARED
     )
     return {
         "weight": model.weight.detach(),
@@ -61,16 +62,46 @@ def resumed(rank, folder):
     return {"whole": whole, "rest": run(rank, data=rest, ckpt_path=folder / "mid.ckpt")}
 
 
+SHARED = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+
+
+class Clock(Probe):
+    """A batch takes a second by the clock of rank 0, and seven by that of rank 1."""
+
+    now = 0.0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.now += 1.0 + 6.0 * trainer.global_rank
+
+
+def spent(rank, unit, **settings):
+    def schedule(optimizer, trainer):
+        return ProfileLR(optimizer, "Linear", unit=unit)
+
+    budget, clock, model = TrainingBudget(40, unit=unit), Clock(), Noisy(schedule)
+    training_budget._now, before = (lambda: clock.now), training_budget._now
+    loader = DataLoader(samples(400), batch_size=3 + 2 * rank)
+    try:
+        trainer = fit(clock, budget, loader=loader, model=model, max_epochs=-1, **SHARED, **settings)
+    finally:
+        training_budget._now = before
+    position = trainer.lr_scheduler_configs[0].scheduler.position
+    return {"used": budget.used, "steps": trainer.global_step, "position": position, "weight": model.weight.detach()}
+
+
 CHECKS = {
     "one batch a rank": lambda rank, folder: run(rank, max_accumulation=1, smoothing=0.0),
-    "two batches a rank": partial(run, folder=None, accumulated=2),
-    "directions": partial(run, folder=None, test="orthogonality"),
+    "two batches a rank": lambda rank, folder: run(rank, accumulated=2),
+    "directions": lambda rank, folder: run(rank, test="orthogonality"),
     "resumed": resumed,
+    "samples": lambda rank, folder: spent(rank, "samples", accumulate_grad_batches=2),
+    "seconds": lambda rank, folder: spent(rank, "seconds"),
 }
 
 
-def check(name, rank, folder):
-    return CHECKS[name](rank, folder) if name in ("one batch a rank", "resumed") else CHECKS[name](rank)
+def check(name, rank, folder):  # a lambda does not come through to another process
+    return CHECKS[name](rank, folder)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +143,11 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(ranks):
         assert max(result["whole"]["accumulated"]) > 1
         assert torch.equal(result["whole"]["weight"], result["rest"]["weight"])
         assert result["whole"]["state"] == result["rest"]["state"]
+
+
+@pytest.mark.parametrize(("unit", "steps", "used"), [("samples", 3, 48), ("seconds", 40, 40)])
+def test_a_budget_is_that_of_all_ranks_and_time_that_of_rank_0(ranks, unit, steps, used):
+    one, other = ranks(unit)
+    assert torch.equal(one["weight"], other["weight"])
+    for result in (one, other):
+        assert (result["steps"], result["used"], result["position"]) == (steps, used, used)
