@@ -120,23 +120,6 @@ def test_list_show_and_report_start_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_studies_are_listed_with_their_questions_without_torch(capsys):
-    code = (
-        "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; from lightning_stable.cli import main;"
-        "sys.exit(main(['study', '--help']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "\n  budget " in done.stdout
-    assert "Which learning-rate schedule is best when a run may take only so many steps?" in done.stdout
-
-
-def test_a_study_says_which_extra_it_needs(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    assert main(["study", "budget", "--quick"]) == 2
-    assert capsys.readouterr().err == ("lightning-stable: this needs optuna: pip install 'lightning-stable[studies]'\n")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_pipe_that_closes_early_is_no_error():
     command = f"{sys.executable} -m lightning_stable.cli show charlm_stable | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)

@@ -138,7 +138,7 @@ def _parser(studies: dict[str, str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--storage", metavar="URL", help="database of the runs, for several machines that run the same command:"
-        " postgresql://..., mysql://... (default: trials.db in the study's folder)",
+        " postgresql+psycopg2://..., mysql+pymysql://..., if their drivers are there (default: trials.db in --out)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="where tables go (default: runs/study_NAME)")
     parser.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="the seeds (default: the study's own)")

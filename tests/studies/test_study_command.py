@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_stable.cli import main as cli
 from lightning_stable.studies.study_command import main
 from tests.studies.engine import toy_study
 
@@ -229,3 +230,23 @@ def test_modules_that_runs_need_are_looked_for_before_anything_runs(folder):
         main(["needy", "--workers", "1"], STUDIES)
     assert missing.value.name == "no_such_module"
     assert not (folder / "runs").exists()
+
+
+# As `lightning-stable study`
+
+
+def test_studies_are_listed_with_their_questions_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; from lightning_stable.cli import main;"
+        "sys.exit(main(['study', '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "\n  budget " in done.stdout
+    assert "Which learning-rate schedule is best when a run may take only so many steps?" in done.stdout
+
+
+def test_a_study_says_which_extra_it_needs(monkeypatch, capsys, folder):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert cli(["study", "budget", "--quick"]) == 2
+    assert capsys.readouterr().err == ("lightning-stable: this needs optuna: pip install 'lightning-stable[studies]'\n")
+    assert not list(folder.iterdir())

@@ -30,7 +30,7 @@ def budget_table(outcome: Outcome) -> str:
         outcome: Of all runs.
     """
     parts = [_error_table(outcome, optimizer) for optimizer in _optimizers(outcome)]
-    return "\n\n".join([*parts, _rank_table(outcome), _noise(outcome), _claim(outcome)])
+    return "\n\n".join([_setup(outcome), *parts, _rank_table(outcome), _noise(outcome), _claim(outcome)])
 
 
 def mean_ranks(outcome: Outcome, settings: Sequence[Point]) -> dict[str, float]:
@@ -43,6 +43,22 @@ def mean_ranks(outcome: Outcome, settings: Sequence[Point]) -> dict[str, float]:
     ranks = [outcome.ranks(setting, ERROR) for setting in settings]
     means = {side: fmean(rank[side] for rank in ranks) for side in outcome.sides} if ranks else {}
     return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def _setup(outcome: Outcome) -> str:
+    """What was trained, in words that the results know."""
+    rates = []
+    for optimizer in _optimizers(outcome):
+        of_it = [result.trial for result in outcome.results if result.trial.setting["optimizer"] == optimizer]
+        values = sorted({float(trial.tuning["lr"] or 0.0) for trial in of_it})
+        rates.append(f"{_NAMES[optimizer]} {', '.join(f'{rate:g}' for rate in values)}")
+    steps = max(result.numbers.get("steps", 0.0) for result in outcome.results)
+    return (
+        f"A convolutional net on handwritten digits; a full run has {steps:.0f} steps. Learning rates:"
+        f" {'; '.join(rates)}. The schedules are those of `ProfileLR` with their defaults, and `ReduceLROnPlateau`,"
+        " which alone looks at the validation loss while it trains, 20 times in every run. Validation chooses the"
+        " learning rate; the errors shown are those of the test part, which is other digits."
+    )
 
 
 def _error_table(outcome: Outcome, optimizer: str) -> str:

@@ -18,7 +18,7 @@ def outcome_of(error, seeds=(0, 1, 2), quick=False):
     for trial in trials:
         value = error(trial.side, trial.setting["budget"], trial.seed)
         worse = abs(trial.tuning["lr"] - 0.1)
-        results.append(Result(trial, {"test_error": value, "validation_error": value + worse}))
+        results.append(Result(trial, {"test_error": value, "validation_error": value + worse, "steps": 1400.0}))
     return Outcome(results, "validation_error")
 
 
@@ -36,6 +36,11 @@ def test_errors_are_by_budget_with_their_spread_and_the_best_is_bold():
     assert "| Adam: test error (%) | 1 % |" in table
     assert table.count("| REX |" + " **1.01 ± 0.01** |" * 6) == 2
     assert table.count("| Linear |" + " 2.01 ± 0.01 |" * 6) == 2
+
+
+def test_what_was_trained_is_said():
+    table = table_of(lambda side, budget, seed: place(side))
+    assert "a full run has 1400 steps. Learning rates: SGD with momentum 0.01, 0.03, 0.1, 0.3, 1; Adam 0.003," in table
 
 
 def test_mean_ranks_are_sorted_and_over_low_and_high_budgets_apart():
