@@ -14,11 +14,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_stable._lightning.method_layers import layer_over
 from lightning_stable._lightning.trainer import gradient_scaler
+from lightning_stable.functional.batch_contents import replace_tensors
 from lightning_stable.optim.moments import FIRST_MOMENTS, SECOND_MOMENTS
-from lightning_stable.testing.batch_contents import replace_tensors
 from lightning_stable.testing.fault_targets import target_module, target_parameters
-from lightning_stable.testing.method_layers import layer_over
 
 NAN, INF = float("nan"), float("inf")
 
@@ -188,7 +188,7 @@ def _change_batch(
             changed.append(tensor)
             return change(tensor)
 
-        bad = replace_tensors(batch, replace, site.target)
+        bad = replace_tensors(batch, replace, site.target, "InjectFault(target=...)")
         if not changed:
             where = "the batch" if site.target is None else f"{site.target!r} of the batch"
             raise ValueError(f"`InjectFault` needs a tensor of {what} numbers in {where}, and there is none.")

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lightning_stable.testing.method_layers import layer_over
+from lightning_stable._lightning.method_layers import layer_over
 
 
 class Counter:

@@ -10,13 +10,19 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 
-def replace_tensors(batch: Any, replace: Callable[[Tensor], Tensor], place: str | None = None) -> Any:
+def replace_tensors(
+    batch: Any,
+    replace: Callable[[Tensor], Tensor],
+    place: str | None = None,
+    argument: str = "replace_tensors(place=...)",
+) -> Any:
     """A batch in which `replace` was applied to every tensor, or to those at one place; the old one stays as it is.
 
     Args:
         batch: Nested dictionaries, lists, tuples, named tuples, dataclasses and objects.
         replace: Returns the new tensor.
         place: Keys, indices or attributes, joined by dots: `"targets"`, `"1"`, `"views.0.mask"`. None is all of it.
+        argument: Where the user wrote the place, for the error message.
 
     Raises:
         ValueError: If there is no such place.
@@ -29,24 +35,24 @@ def replace_tensors(batch: Any, replace: Callable[[Tensor], Tensor], place: str 
     """
     if place is None:
         return apply_to_collection(batch, Tensor, replace)
-    return _replace_at(batch, place.split("."), replace, place)
+    return _replace_at(batch, place.split("."), replace, place, argument)
 
 
-def _replace_at(container: Any, path: list[str], replace: Callable[[Tensor], Tensor], place: str) -> Any:
+def _replace_at(container: Any, path: list[str], replace: Callable[[Tensor], Tensor], place: str, argument: str) -> Any:
     if not path:
         return apply_to_collection(container, Tensor, replace)
     names = _names(container)
     if path[0] not in names:
         there = ", ".join(map(repr, names)) or f"only {type(container).__name__}"
         raise ValueError(
-            f"`InjectFault(target=...)` must name a place in the batch, got {place!r}; where it looked for "
+            f"`{argument}` must name a place in the batch, got {place!r}; where it looked for "
             f"{path[0]!r} there is {there}."
         )
     key = names[path[0]]
     if isinstance(container, Mapping | list | tuple):
-        new = _replace_at(container[key], path[1:], replace, place)
+        new = _replace_at(container[key], path[1:], replace, place, argument)
     else:
-        new = _replace_at(getattr(container, key), path[1:], replace, place)
+        new = _replace_at(getattr(container, key), path[1:], replace, place, argument)
     return _with_item(container, key, new)
 
 

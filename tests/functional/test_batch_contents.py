@@ -5,7 +5,7 @@ from collections import OrderedDict, namedtuple
 import pytest
 import torch
 
-from lightning_stable.testing.batch_contents import replace_tensors
+from lightning_stable.functional.batch_contents import replace_tensors
 
 Pair = namedtuple("Pair", ["x", "y"])
 

@@ -27,13 +27,13 @@ def layer_over(undo: ExitStack, owner: Any, name: str, layer: Callable[..., Any]
     """
     attributes = vars(owner)
     found = attributes.get(name)
-    replacement = found if hasattr(found, "fault_layers") else _replacement(getattr(owner, name), found)
+    replacement = found if hasattr(found, "own_layers") else _replacement(getattr(owner, name), found)
     attributes[name] = replacement
-    replacement.fault_layers.append(layer)
+    replacement.own_layers.append(layer)
 
     def step_aside() -> None:
-        replacement.fault_layers.remove(layer)
-        if not replacement.fault_layers:
+        replacement.own_layers.remove(layer)
+        if not replacement.own_layers:
             del attributes[name]
             attributes.update({} if replacement.found is None else {name: replacement.found})
 
@@ -44,10 +44,10 @@ def _replacement(method: Callable[..., Any], found: Any) -> Any:
     @functools.wraps(method)  # Lightning looks at the names of the arguments
     def replacement(*args: Any, **kwargs: Any) -> Any:
         call = method
-        for layer in attributes.fault_layers:
+        for layer in attributes.own_layers:
             call = functools.partial(layer, call)
         return call(*args, **kwargs)
 
     attributes: Any = replacement
-    attributes.fault_layers, attributes.found = [], found
+    attributes.own_layers, attributes.found = [], found
     return replacement
