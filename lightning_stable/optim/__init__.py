@@ -9,11 +9,6 @@ from lightning_stable.optim.moment_optimizer import MomentOptimizer as MomentOpt
 from lightning_stable.optim.moments import reset_moments as reset_moments
 from lightning_stable.optim.muon_groups import muon_groups as muon_groups
 from lightning_stable.optim.sam import SAM as SAM
-from lightning_stable.optim.scaling_rules import LionSettings as LionSettings
-from lightning_stable.optim.scaling_rules import lamb_lr as lamb_lr
-from lightning_stable.optim.scaling_rules import lamb_warmup as lamb_warmup
-from lightning_stable.optim.scaling_rules import lion_from_adamw as lion_from_adamw
-from lightning_stable.optim.scaling_rules import scale_lr as scale_lr
 from lightning_stable.optim.sophia import SophiaG as SophiaG
 from lightning_stable.optim.spam import SPAM as SPAM
 from lightning_stable.optim.stable_spam import StableSPAM as StableSPAM

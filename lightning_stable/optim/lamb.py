@@ -27,7 +27,7 @@ class LAMB(MomentOptimizer):
     Deviations: phi, which may bound ||w||, is the identity. The norms are those of the whole tensor where it is
     sharded. An entry whose gradient is NaN or infinite is left out of the step, and of the norms.
 
-    `lamb_lr` and `lamb_warmup` give the paper's learning rate and warmup for a batch size. The paper neither decays nor
+    `schedules.lamb_lr` and `lamb_warmup` give the paper's rate and warmup for a batch size. It neither decays nor
     adapts norms and biases: give them a group with `weight_decay=0.0` and `adapt=False`. `pytorch_optimizer.Lamb` (4.1)
     has the decay outside of the ratio or no bias correction; `timm.optim.Lamb` conforms with `always_adapt=True` and
     `max_grad_norm=None`, but cannot be imported without torchvision.

@@ -4,7 +4,7 @@
 import math
 from typing import Literal, NamedTuple
 
-from lightning_stable.optim.arguments import require_rates, require_steps
+from lightning_stable.schedules.arguments import require_one_of, require_within
 
 # The two ends of the table of You et al.: untuned LAMB on BERT.
 _SMALL_BATCH, _LARGE_BATCH = 512, 32768
@@ -57,9 +57,9 @@ def lion_from_adamw(lr: float, weight_decay: float, factor: float = 10.0) -> Lio
         >>> settings.lr, settings.weight_decay
         (0.0002, 1.0)
     """
-    require_rates("lion_from_adamw", {"lr": lr, "weight_decay": weight_decay})
-    if not 1.0 <= factor < math.inf:
-        raise ValueError(f"`lion_from_adamw(factor=...)` must be at least 1 and finite, got {factor}.")
+    require_within("lion_from_adamw", "lr", lr, "[0, inf)")
+    require_within("lion_from_adamw", "weight_decay", weight_decay, "[0, inf)")
+    require_within("lion_from_adamw", "factor", factor, "[1, inf)")
     return LionSettings(lr / factor, weight_decay * factor)
 
 
@@ -85,7 +85,7 @@ def lamb_lr(batch: int) -> float:
         >>> [round(lamb_lr(batch), 6) for batch in (512, 2048, 32768)]
         [0.000625, 0.00125, 0.005]
     """
-    require_steps("lamb_lr", 1, batch=batch)
+    require_within("lamb_lr", "batch", batch, "[1, inf)")
     return _LARGE_BATCH_LR * math.sqrt(batch / _LARGE_BATCH)
 
 
@@ -111,7 +111,7 @@ def lamb_warmup(batch: int) -> float:
         >>> [lamb_warmup(batch) for batch in (512, 1024, 32768)]
         [0.003125, 0.00625, 0.2]
     """
-    require_steps("lamb_warmup", 1, batch=batch)
+    require_within("lamb_warmup", "batch", batch, "[1, inf)")
     return min(batch / _SMALL_BATCH / 320, _LARGE_BATCH_WARMUP)
 
 
@@ -140,9 +140,9 @@ def scale_lr(lr: float, from_batch: int, to_batch: int, rule: Literal["linear", 
         >>> scale_lr(0.1, from_batch=256, to_batch=1024), scale_lr(0.1, 256, 1024, rule="sqrt")
         (0.4, 0.2)
     """
-    require_rates("scale_lr", {"lr": lr})
-    require_steps("scale_lr", 1, from_batch=from_batch, to_batch=to_batch)
-    if rule not in ("linear", "sqrt"):
-        raise ValueError(f'`scale_lr(rule=...)` must be "linear" or "sqrt", got {rule!r}.')
+    require_within("scale_lr", "lr", lr, "[0, inf)")
+    require_within("scale_lr", "from_batch", from_batch, "[1, inf)")
+    require_within("scale_lr", "to_batch", to_batch, "[1, inf)")
+    require_one_of("scale_lr", "rule", rule, ("linear", "sqrt"))
     ratio = to_batch / from_batch
     return lr * (ratio if rule == "linear" else math.sqrt(ratio))

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lightning_stable.optim.scaling_rules import lamb_lr, lamb_warmup, lion_from_adamw, scale_lr
+from lightning_stable.schedules.scaling_rules import lamb_lr, lamb_warmup, lion_from_adamw, scale_lr
 
 
 def reference_lamb_lr(batch):
@@ -105,17 +105,29 @@ def test_scaling_there_and_back_changes_nothing_and_zero_stays_zero(rule):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lamb_lr(0), r"`lamb_lr\(batch=...\)` must be at least 1, got 0\."),
-        (lambda: lamb_lr(math.nan), r"`lamb_lr\(batch=...\)` must be at least 1, got nan\."),
-        (lambda: lamb_warmup(-8), r"`lamb_warmup\(batch=...\)` must be at least 1, got -8\."),
-        (lambda: lion_from_adamw(-1.0, 0.1), r"`lion_from_adamw\(lr=...\)` must be at least 0, got -1\.0\."),
-        (lambda: lion_from_adamw(1.0, -0.1), r"`lion_from_adamw\(weight_decay=...\)` must be at least 0, got -0\.1\."),
-        (lambda: lion_from_adamw(1.0, 0.1, 0.5), r"`lion_from_adamw\(factor=...\)` must be at least 1 .*got 0\.5\."),
-        (lambda: lion_from_adamw(1.0, 0.1, math.inf), r"`lion_from_adamw\(factor=...\)` must be .*finite, got inf\."),
-        (lambda: scale_lr(-0.1, 1, 1), r"`scale_lr\(lr=...\)` must be at least 0, got -0\.1\."),
-        (lambda: scale_lr(0.1, 0, 1), r"`scale_lr\(from_batch=...\)` must be at least 1, got 0\."),
-        (lambda: scale_lr(0.1, 1, 0), r"`scale_lr\(to_batch=...\)` must be at least 1, got 0\."),
-        (lambda: scale_lr(0.1, 1, 1, "log"), r'`scale_lr\(rule=...\)` must be "linear" or "sqrt", got \'log\'\.'),
+        (lambda: lamb_lr(0), r"`lamb_lr\(batch=...\)` must be .*, got 0\."),
+        (lambda: lamb_lr(math.nan), r"`lamb_lr\(batch=...\)` must be .*, got nan\."),
+        (lambda: lamb_warmup(-8), r"`lamb_warmup\(batch=...\)` must be .*, got -8\."),
+        (
+            lambda: lion_from_adamw(-1.0, 0.1),
+            r"`lion_from_adamw\(lr=...\)` must be .*, got -1\.0\.",
+        ),
+        (
+            lambda: lion_from_adamw(1.0, -0.1),
+            r"`lion_from_adamw\(weight_decay=...\)` must be .*, got -0\.1\.",
+        ),
+        (
+            lambda: lion_from_adamw(1.0, 0.1, 0.5),
+            r"`lion_from_adamw\(factor=...\)` must be .*, got 0\.5\.",
+        ),
+        (
+            lambda: lion_from_adamw(1.0, 0.1, math.inf),
+            r"`lion_from_adamw\(factor=...\)` must be .*, got inf\.",
+        ),
+        (lambda: scale_lr(-0.1, 1, 1), r"`scale_lr\(lr=...\)` must be .*, got -0\.1\."),
+        (lambda: scale_lr(0.1, 0, 1), r"`scale_lr\(from_batch=...\)` must be .*, got 0\."),
+        (lambda: scale_lr(0.1, 1, 0), r"`scale_lr\(to_batch=...\)` must be .*, got 0\."),
+        (lambda: scale_lr(0.1, 1, 1, "log"), r"`scale_lr\(rule=...\)` must be one of 'linear', 'sqrt', got 'log'\."),
     ],
 )
 def test_an_argument_out_of_its_bounds_is_refused_by_name(call, message):
