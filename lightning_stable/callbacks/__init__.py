@@ -3,6 +3,7 @@
 
 from lightning_stable.callbacks.adaptive_batch_size import AdaptiveBatchSize as AdaptiveBatchSize
 from lightning_stable.callbacks.create_graph import CreateGraph as CreateGraph
+from lightning_stable.callbacks.dropout_schedule import DropoutSchedule as DropoutSchedule
 from lightning_stable.callbacks.gauss_newton_bartlett import GaussNewtonBartlett as GaussNewtonBartlett
 from lightning_stable.callbacks.gradient_norm_recorder import GradientNormRecorder as GradientNormRecorder
 from lightning_stable.callbacks.gradient_transforms import GradientTransforms as GradientTransforms

@@ -25,6 +25,7 @@ CALLBACKS = [
 BUSY = {
     "AdaptiveBatchSize": {"every_n_steps": 2, "eta": 0.01, "max_accumulation": 2},  # within one epoch
     "MomentumReset": {"every_n_steps": 4, "warmup_steps": 3},
+    "DropoutSchedule": {"steps": 6},
     "GaussNewtonBartlett": {"every_n_steps": 3},
     "LRRangeTest": {"min_lr": 1e-3, "max_lr": 1e3, "steps": 12, "momentum": [0.5]},
     "GradientTransforms": {
@@ -33,6 +34,8 @@ BUSY = {
 }
 OPTIMIZERS = {"GaussNewtonBartlett": SophiaG, "ScheduleFree": ScheduleFreeAdamW}  # what serves one optimizer only
 DATA = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+LAYERS = {"DropoutSchedule": lambda: torch.nn.Dropout(0.0)}  # it draws no random numbers: a run with others would
+DATA = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Model(LightningModule):
@@ -40,10 +43,11 @@ class Model(LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.layer = torch.nn.Linear(4, 3)
+        self.before = LAYERS.get(type(callback).__name__, torch.nn.Identity)()
         self.kind = OPTIMIZERS.get(type(callback).__name__, torch.optim.AdamW)
 
     def training_step(self, batch, batch_idx):
-        return torch.nn.functional.cross_entropy(self.layer(batch), batch[:, :3].argmax(1))
+        return torch.nn.functional.cross_entropy(self.layer(self.before(batch)), batch[:, :3].argmax(1))
 
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.training_step(batch, batch_idx))
