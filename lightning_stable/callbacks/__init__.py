@@ -11,3 +11,4 @@ from lightning_stable.callbacks.lr_range_test import LRRangeTest as LRRangeTest
 from lightning_stable.callbacks.momentum_reset import MomentumReset as MomentumReset
 from lightning_stable.callbacks.schedule_free import ScheduleFree as ScheduleFree
 from lightning_stable.callbacks.training_budget import TrainingBudget as TrainingBudget
+from lightning_stable.callbacks.sequence_length_warmup import SequenceLengthWarmup as SequenceLengthWarmup

@@ -15,6 +15,9 @@ from lightning_stable.functional.gradient_noise import noise_from_sums as noise_
 from lightning_stable.functional.gradient_noise import required_batch as required_batch
 from lightning_stable.functional.rewarmup import rewarmup as rewarmup
 from lightning_stable.functional.rex import rex as rex
+from lightning_stable.functional.sequence_length import batch_sequence_length as batch_sequence_length
+from lightning_stable.functional.sequence_length import reshape_sequences as reshape_sequences
+from lightning_stable.functional.sequence_length import truncate_sequences as truncate_sequences
 from lightning_stable.functional.sparse_mask import sparse_mask as sparse_mask
 from lightning_stable.functional.spike_clip import spike_clip as spike_clip
 from lightning_stable.functional.tensor_norms import tensor_maxima as tensor_maxima
