@@ -19,7 +19,7 @@ PACKAGE = ROOT / "lightning_stable"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]
 ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
-LOWER_FLOORS = ("functional", "parameters", "optim", "transforms", "schedules", "detectors")
+LOWER_FLOORS = ("functional", "parameters", "optim", "transforms", "schedules", "detectors", "nn")
 
 # Modules whose test has another name. This list may only shrink.
 TESTED_ELSEWHERE = {
