@@ -13,6 +13,7 @@ from lightning_stable.functional.gradient_noise import GradientNoise as Gradient
 from lightning_stable.functional.gradient_noise import gradient_noise as gradient_noise
 from lightning_stable.functional.gradient_noise import noise_from_sums as noise_from_sums
 from lightning_stable.functional.gradient_noise import required_batch as required_batch
+from lightning_stable.functional.low_frequency_crop import low_frequency_crop as low_frequency_crop
 from lightning_stable.functional.rewarmup import rewarmup as rewarmup
 from lightning_stable.functional.rex import rex as rex
 from lightning_stable.functional.sequence_length import batch_sequence_length as batch_sequence_length

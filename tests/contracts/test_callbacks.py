@@ -25,6 +25,7 @@ CALLBACKS = [
 BUSY = {
     "AdaptiveBatchSize": {"every_n_steps": 2, "eta": 0.01, "max_accumulation": 2},  # within one epoch
     "MomentumReset": {"every_n_steps": 4, "warmup_steps": 3},
+    "ResolutionSchedule": {"scales": [0.82, 1.0], "steps": [6]},  # round(1 / 0.82^2) is one batch a step
     "SequenceLengthWarmup": {"start": 1, "steps": 6, "multiple_of": 1},
     "DropoutSchedule": {"steps": 6},
     "GaussNewtonBartlett": {"every_n_steps": 3},
@@ -36,6 +37,7 @@ BUSY = {
 OPTIMIZERS = {"GaussNewtonBartlett": SophiaG, "ScheduleFree": ScheduleFreeAdamW}  # what serves one optimizer only
 DATA = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 LAYERS = {"DropoutSchedule": lambda: torch.nn.Dropout(0.0)}  # it draws no random numbers: a run with others would
+SHAPES = {"ResolutionSchedule": (1, 1, 4)}  # of a sample, where it matters
 DATA = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -48,6 +50,7 @@ class Model(LightningModule):
         self.kind = OPTIMIZERS.get(type(callback).__name__, torch.optim.AdamW)
 
     def training_step(self, batch, batch_idx):
+        batch = batch.flatten(1)
         batch = torch.nn.functional.pad(batch, (0, 4 - batch.shape[1]))  # a callback may have cut it
         return torch.nn.functional.cross_entropy(self.layer(self.before(batch)), batch[:, :3].argmax(1))
 
@@ -81,9 +84,13 @@ def trainer(callback, **settings):
     )
 
 
+def load(callback, data=DATA):
+    return DataLoader(data.view(-1, *SHAPES.get(type(callback).__name__, (4,))))
+
+
 def fit(callback, data=DATA, ckpt_path=None, model=None, **settings):
     model, run = model or Model(callback), trainer(callback, **settings)
-    run.fit(model, DataLoader(data), DataLoader(DATA[:2]), ckpt_path=ckpt_path)
+    run.fit(model, load(callback, data), load(callback, DATA[:2]), ckpt_path=ckpt_path)
     return model, run
 
 
@@ -147,7 +154,7 @@ def test_its_state_round_trips_and_is_a_copy(kind, tmp_path):
     callback = busy(kind)
     run = trainer(callback)
     run.callbacks.append(Save())
-    run.fit(Model(callback), DataLoader(DATA), DataLoader(DATA[:2]))
+    run.fit(Model(callback), load(callback), load(callback, DATA[:2]))
     for state, frozen in states:
         assert same(state, frozen)
         torch.save(state, tmp_path / "state.pt")
@@ -168,12 +175,12 @@ def test_validation_alone_changes_nothing(kind):
     callback = busy(kind)
     model = Model(callback)
     weight, state = model.layer.weight.detach().clone(), callback.state_dict()
-    trainer(callback).validate(model, DataLoader(DATA), verbose=False)
+    trainer(callback).validate(model, load(callback), verbose=False)
     assert torch.equal(model.layer.weight, weight)
     assert same(callback.state_dict(), state)
     model, run = fit(callback)
     state = copy.deepcopy(callback.state_dict())
-    run.validate(model, DataLoader(DATA), verbose=False)
+    run.validate(model, load(callback), verbose=False)
     assert same(callback.state_dict(), state)
 
 
