@@ -113,6 +113,12 @@ class SequenceLengthWarmup(Callback):
         self._leave()
 
     def _cut(self, trainer: Trainer, batch: Any) -> Any:
+        try:
+            return self._shortened(trainer, batch)
+        except ValueError as error:
+            raise ValueError(f"`SequenceLengthWarmup` cannot cut a batch. {error}") from None
+
+    def _shortened(self, trainer: Trainer, batch: Any) -> Any:
         full = batch_sequence_length(batch, self.keys)
         self._length = length = min(full, self._length_at(trainer.global_step, self.end or full))
         if length == full:
@@ -134,7 +140,7 @@ class SequenceLengthWarmup(Callback):
         fit = [piece for piece in range(1, length + 1) if full % piece == 0 and piece % self.multiple_of == 0]
         if not fit:
             raise ValueError(
-                f"`SequenceLengthWarmup(multiple_of={self.multiple_of})` finds no piece of up to {length} positions "
+                f"`multiple_of={self.multiple_of}` leaves no piece of up to {length} positions "
                 f'that divides sequences of {full}. Choose another `multiple_of`, or `mode="truncate"`.'
             )
         return fit[-1]

@@ -20,6 +20,11 @@ GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = [{"pixels": torch.rand(2, 1, 8, 8, generator=GENERATOR), "targets": torch.tensor([0, 1])} for _ in range(16)]
 
 
+@pytest.fixture(autouse=True)
+def write_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a guard without a logger writes its incidents to where it runs
+
+
 class Classifier(LightningModule):
     def __init__(self, scheduled=False):
         super().__init__()

@@ -208,14 +208,19 @@ class Images(Language):
 
 def test_a_batch_without_sequences_says_what_to_name():
     images = torch.zeros(4, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"The batch has no sequences of two axes \[B, L\]\. Name .* with `keys`"):
+    with pytest.raises(
+        ValueError,
+        match=r"`SequenceLengthWarmup` cannot cut a batch\. .* no sequences .*\[B, L\]\. Name .* with `keys`",
+    ):
         fit(SequenceLengthWarmup(8, steps=4), model=Images(), tokens=images)
     with pytest.raises(ValueError, match=r"`keys` must name a place in the batch, got 'tokens'"):
         fit(SequenceLengthWarmup(8, steps=4, keys=["tokens"]))
 
 
 def test_sequences_that_cannot_be_cut_into_pieces_say_what_to_change():
-    with pytest.raises(ValueError, match=r"`SequenceLengthWarmup\(multiple_of=8\)` finds no piece .* of 63.*truncate"):
+    with pytest.raises(
+        ValueError, match=r"`SequenceLengthWarmup` cannot .* `multiple_of=8` leaves no piece .* of 63.*truncate"
+    ):
         fit(SequenceLengthWarmup(8, steps=4, mode="reshape"), tokens=TOKENS[:, :63])
 
 
