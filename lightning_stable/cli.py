@@ -24,6 +24,8 @@ commands:
   show NAME                  print the YAML of a recipe; save it, change it, run it with `fit --config`
   fit --recipe NAME          train with a bundled recipe
   fit --config FILE          train with your own YAML
+  fit --recipe digits_pbt --engine ray
+                             a population's members side by side, with Ray Tune
   validate --recipe NAME     validate, for example with --ckpt_path runs/NAME/version_0/checkpoints/last.ckpt
   report RUN_DIR             incidents and final metrics as tables, and RUN_DIR/report.png
   detect --values FILE --column NAME
@@ -61,7 +63,8 @@ measurements:
 _MEASUREMENTS = ("overhead", "guard", "optimizers", "detectors")  # modules of `lightning_stable.bench`
 _NOT_FOR_CONFIGS = ("bench", "studies")
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
-_EXTRAS = {"matplotlib": "recipes", "rich": "recipes", "sklearn": "recipes", "optuna": "studies"}
+_EXTRAS = {"matplotlib": "recipes", "rich": "recipes", "sklearn": "recipes", "optuna": "studies", "ray": "ray"}
+_ENGINES = ("local", "ray")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,7 +144,35 @@ def _show(arguments: list[str]) -> int:
 
 
 def _fit(arguments: list[str]) -> int:
-    return _lightning("fit", arguments)
+    engine, arguments = _take_engine(arguments)
+    if engine not in _ENGINES:
+        return _wrong(f"`--engine` is one of {', '.join(_ENGINES)}, got {engine!r}")
+    return _fit_with_ray(arguments) if engine == "ray" else _lightning("fit", arguments)
+
+
+def _fit_with_ray(arguments: list[str]) -> int:
+    arguments = _recipes_to_configs(arguments)
+
+    from lightning_stable.studies.population.ray_engine import NotForRay, fit
+
+    _import_rooms()
+    try:
+        return fit(arguments)
+    except NotForRay as error:
+        return _wrong(str(error))
+
+
+def _take_engine(arguments: list[str]) -> tuple[str, list[str]]:
+    """What trains a population, and the other arguments."""
+    others, engine = list(arguments), "local"
+    for position, argument in enumerate(arguments):
+        if argument == "--engine":
+            engine = "".join(arguments[position + 1 : position + 2])
+            del others[position : position + 2]
+        elif argument.startswith("--engine="):
+            engine = argument.partition("=")[2]
+            del others[position]
+    return engine, others
 
 
 def _validate(arguments: list[str]) -> int:

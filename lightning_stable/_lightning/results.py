@@ -57,6 +57,14 @@ def latest_logged(trainer: Trainer, key: str) -> Any:
     return trainer._logger_connector._callback_metrics.get(key)
 
 
+def logged_at_this_step(trainer: Trainer, key: str) -> torch.Tensor | None:
+    """The value logged under `key` in training with `on_step=True`, if there is one."""
+    for metric in trainer.fit_loop.epoch_loop._results.values():
+        if metric.meta.name == key and metric.meta.on_step and isinstance(metric._forward_cache, torch.Tensor):
+            return metric._forward_cache
+    return None
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()

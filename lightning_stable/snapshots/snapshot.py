@@ -86,12 +86,37 @@ class Snapshot:
 
         The snapshot stays good.
         """
-        self._transfer.wait()
-        copy_in_order([local(tensor) for tensor in self._parameters], self._parameter_copies)
-        copy_in_order([local(tensor) for tensor in self._others], self._other_copies)
-        for optimizer in self._optimizers:
-            optimizer.restore()
+        self._restore_weights()
         self._around.restore(count_skipped)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Copy back what belongs to the model, while the run goes on, as `StepState.exchange` says."""
+        self._restore_weights()
+        self._around.exchange()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what `exchange` puts back, in types that load with `weights_only=True` if the optimizer's do."""
+        self._transfer.wait()
+        return {
+            "parameters": [tensor.clone() for tensor in self._parameter_copies],
+            "others": [tensor.clone() for tensor in self._other_copies],
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "around": self._around.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `exchange` is to put back.
+
+        Raises:
+            ValueError: If it is of another model.
+        """
+        _load(self._parameter_copies, state_dict["parameters"], "parameters")
+        _load(self._other_copies, state_dict["others"], "modules of callbacks")
+        for optimizer, state in zip(self._optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self._around.load_state_dict(state_dict["around"])
 
     def wait(self) -> None:
         """The copies are complete before anything that the computation does from here on."""
@@ -122,6 +147,13 @@ class Snapshot:
         self._transfer.wait()
         copy_in_order([local(tensor) for tensor in self._parameters], self._parameter_copies)
         self._around.restore_buffers()
+
+    def _restore_weights(self) -> None:
+        self._transfer.wait()
+        copy_in_order([local(tensor) for tensor in self._parameters], self._parameter_copies)
+        copy_in_order([local(tensor) for tensor in self._others], self._other_copies)
+        for optimizer in self._optimizers:
+            optimizer.restore()
 
     def allocate_optimizer_state(self) -> None:
         """Make the buffers for what the optimizers' first step has brought into being."""
@@ -189,11 +221,54 @@ class _OptimizerCopy:
             for name, value in entry.items():
                 current[name] = _restored(current.get(name), value)
 
+    def state_dict(self) -> dict[Hashable, Any]:
+        """By the number of the parameter; what is not by parameter keeps its own key."""
+        numbers: dict[Any, int] = {parameter: number for number, parameter in enumerate(self._own_parameters())}
+        return {
+            numbers.get(key, key): {name: _plain(value) for name, value in entry.items()}
+            if isinstance(entry, dict)
+            else copy.deepcopy(entry)
+            for key, entry in self._saved.items()
+        }
+
+    def load_state_dict(self, state_dict: dict[Hashable, Any]) -> None:
+        parameters, self._saved = self._own_parameters(), {}
+        for number, entry in state_dict.items():
+            key: Any = parameters[number] if isinstance(number, int) else number
+            self._saved[key] = self._taken_up(key, entry) if isinstance(entry, dict) else copy.deepcopy(entry)
+
+    def _taken_up(self, key: Any, entry: dict[str, Any]) -> dict[str, Any]:
+        now, home = self._optimizer.state.get(key, {}), key.device if isinstance(key, Tensor) else torch.device("cpu")
+        taken = {}
+        for name, value in entry.items():
+            if not isinstance(value, Tensor):
+                taken[name] = copy.deepcopy(value)
+                continue
+            here = now.get(name)
+            device = here.device if isinstance(here, Tensor) else home if value.ndim else torch.device("cpu")
+            taken[name] = _TensorCopy(self._buffer(key, name, value.to(device)), device)
+            taken[name].buffer.copy_(value)
+        return taken
+
+    def _own_parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
     def _buffer(self, key: Hashable, name: str, value: Tensor) -> Tensor:
         buffer = self._buffers.get((key, name))
         if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
             buffer = self._buffers[key, name] = self._transfer.buffer_like(value)
         return buffer
+
+
+def _load(copies: list[Tensor], tensors: list[Tensor], what: str) -> None:
+    if [copy.shape for copy in copies] != [tensor.shape for tensor in tensors]:
+        raise ValueError(f"its {what} are not those of the model")
+    for buffer, tensor in zip(copies, tensors, strict=True):
+        buffer.copy_(tensor)
+
+
+def _plain(value: Any) -> Any:
+    return value.buffer.clone() if isinstance(value, _TensorCopy) else copy.deepcopy(value)
 
 
 def _norm(tensor: Tensor) -> Tensor:

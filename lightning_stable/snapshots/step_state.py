@@ -2,16 +2,19 @@
 """Everything but the weights that one training step changes: cheap enough to keep for every step."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar, Timer
 from torchmetrics import Metric
 
 from lightning_stable._lightning import progress, results
 from lightning_stable._lightning.trainer import callbacks_of
 from lightning_stable.snapshots.random_state import RandomState
+
+_OF_THE_MODEL = ("scaler", "schedulers", "groups")  # and buffers and callbacks
 
 
 class StepState:
@@ -74,19 +77,72 @@ class StepState:
         saved["random"].restore()
         results.restore_metric_states(self._metrics, saved["metrics"])
         results.restore_logged_results(trainer, saved["logged"])
-        if saved["scaler"]:
-            trainer.precision_plugin.load_state_dict(saved["scaler"])
-        for callback, state in zip(self._callbacks, saved["callbacks"], strict=True):
-            callback.load_state_dict(copy.deepcopy(state))
+        self._restore_scaler()
+        self._restore_callbacks(self._callbacks)
         trainer.should_stop = saved["should_stop"]
         if count_skipped:
             return
+        self._restore_schedules()
+        progress.restore_model_progress(trainer, saved["progress"])
+        progress.skip_next_plateau_step(trainer)  # those of interval "step" have yet to come
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Put back what belongs to the model, while the run goes on.
+
+        Random numbers, means over the epoch, counters, whether the trainer was asked to stop, and for how long
+        `EarlyStopping` has waited are the run's, and stay as they are.
+        """
+        self.restore_buffers()
+        self._restore_scaler()
+        self._restore_callbacks(callback for callback in self._callbacks if not isinstance(callback, EarlyStopping))
+        self._restore_schedules()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what `exchange` puts back."""
+        copies = iter(self._copies)
+        return {
+            "buffers": [None if source is None else next(copies).clone() for source in self._sources],
+            "callbacks": {
+                callback.state_key: copy.deepcopy(state)
+                for callback, state in zip(self._callbacks, self._saved["callbacks"], strict=True)
+            },
+            **{name: _copied(self._saved[name]) for name in _OF_THE_MODEL},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `exchange` is to put back.
+
+        Raises:
+            ValueError: If it is of another model.
+        """
+        self._sources = [buffers.get(name) for buffers, name in self._buffers]
+        copies = [tensor for tensor in state_dict["buffers"] if tensor is not None]
+        sources = [source for source in self._sources if source is not None]
+        if [tensor.shape for tensor in copies] != [source.shape for source in sources]:
+            raise ValueError("its buffers are not those of the model")
+        self._copies = [torch.empty_like(source).copy_(tensor) for source, tensor in zip(sources, copies, strict=True)]
+        self._saved = {name: _copied(state_dict[name]) for name in _OF_THE_MODEL}
+        self._saved["callbacks"] = [
+            copy.deepcopy(state_dict["callbacks"].get(callback.state_key, callback.state_dict()))
+            for callback in self._callbacks
+        ]
+
+    def _restore_scaler(self) -> None:
+        if self._saved["scaler"]:
+            self._trainer.precision_plugin.load_state_dict(self._saved["scaler"])
+
+    def _restore_callbacks(self, wanted: Iterable[Callback]) -> None:
+        states = dict(zip(self._callbacks, self._saved["callbacks"], strict=True))
+        for callback in wanted:
+            callback.load_state_dict(copy.deepcopy(states[callback]))
+
+    def _restore_schedules(self) -> None:
+        trainer, saved = self._trainer, self._saved
         for config, state in zip(trainer.lr_scheduler_configs, saved["schedulers"], strict=True):
             config.scheduler.load_state_dict(_copied(state))
         for optimizer, groups in zip(trainer.optimizers, saved["groups"], strict=True):
             _restore_groups(optimizer.param_groups, groups)
-        progress.restore_model_progress(trainer, saved["progress"])
-        progress.skip_next_plateau_step(trainer)  # those of interval "step" have yet to come
 
     def wait(self) -> None:
         """Nothing is copied beside the computation here."""

@@ -28,6 +28,11 @@ BUSY = {
     "ResolutionSchedule": {"scales": [0.82, 1.0], "steps": [6]},  # round(1 / 0.82^2) is one batch a step
     "SequenceLengthWarmup": {"start": 1, "steps": 6, "multiple_of": 1},
     "DropoutSchedule": {"steps": 6},
+    "PopulationBasedTraining": {
+        "search": {"weight_decay": [1e-3, 1.0], "betas.0": [0.5, 0.95]},
+        "population": 3,
+        "interval": 1,
+    },
     "GaussNewtonBartlett": {"every_n_steps": 3},
     "LRRangeTest": {"min_lr": 1e-3, "max_lr": 1e3, "steps": 12, "momentum": [0.5]},
     "GradientTransforms": {

@@ -54,3 +54,16 @@ def test_the_states_of_a_metric_go_back_more_than_once(metric):
         module.update(torch.tensor([50.0]))
         results.restore_metric_states([module], saved)
         assert_same(module.compute(), expected)
+
+
+def test_what_is_logged_at_a_step_is_found_and_what_is_not_is_none():
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            found = [results.logged_at_this_step(trainer, key) for key in ("train_loss", "train_metric", "nothing")]
+            assert torch.equal(found[0], trainer.callback_metrics["train_loss_step"])
+            seen.append(found[1:])
+
+    run(make_batches(3), [Look()], epochs=2)
+    assert seen == [[None, None]] * 6  # the metric is logged once an epoch

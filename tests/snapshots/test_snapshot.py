@@ -98,3 +98,41 @@ def test_state_that_was_thrown_away_since_comes_back():
                 assert_same(optimizer.state_dict()["state"], before)
 
     run(make_batches(5), [Clear()], epochs=1)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_exchange_brings_the_model_back_and_the_run_goes_on(optimizer, at, tmp_path):
+    class Exchange(Snap):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx != 4:
+                return
+            steps, random = trainer.global_step, torch.get_rng_state()
+            torch.save(self.snapshot.state_dict(), tmp_path / "snapshot.pt")
+            other = Snapshot(trainer, pl_module, self, Transfer("host"))
+            other.load_state_dict(torch.load(tmp_path / "snapshot.pt", weights_only=True))
+            for snapshot in (self.snapshot, other):
+                with torch.no_grad():
+                    for parameter in pl_module.parameters():
+                        parameter.fill_(float("nan"))
+                snapshot.exchange()
+                assert_same({**self.look(trainer, pl_module), "global_step": 0}, {**self.before, "global_step": 0})
+                assert trainer.global_step == steps
+                assert torch.equal(torch.get_rng_state(), random)
+
+    run(make_batches(6), [Exchange(at)], model=lambda: Net(OPTIMIZERS[optimizer]), epochs=1)
+
+
+def test_a_state_of_another_model_is_refused():
+    class Refused(Snap):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            state = self.snapshot.state_dict()
+            for spoilt, what in (
+                ({**state, "parameters": state["parameters"][:-1]}, "its parameters are not"),
+                ({**state, "others": [torch.zeros(1)]}, "its modules of callbacks are not"),
+                ({**state, "around": {**state["around"], "buffers": []}}, "its buffers are not"),
+            ):
+                with pytest.raises(ValueError, match=what):
+                    self.snapshot.load_state_dict(spoilt)
+
+    run(make_batches(1), [Refused(0)], epochs=1)

@@ -2,6 +2,7 @@
 import torch
 from lightning.pytorch import Callback
 
+from lightning_stable._lightning import results
 from lightning_stable.snapshots.step_state import StepState
 from tests.faulty_runs import Net, assert_same, make_batches, run
 
@@ -63,3 +64,29 @@ def test_a_buffer_that_is_bound_anew_comes_back():
     spoil = Spoil(look)
     run(make_batches(6), [spoil], model=Rebinds, epochs=1)
     assert spoil.compared == 2
+
+
+def test_an_exchange_leaves_what_is_the_runs():
+    class Exchange(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                self.state = StepState(trainer, pl_module, self)
+                self.state.capture()
+                self.mean = pl_module.layers[1].running_mean.clone()
+                self.rate = pl_module.optimizers().param_groups[0]["lr"]
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 3:
+                steps, random = trainer.global_step, torch.get_rng_state()
+                logged = results.logged_results(trainer)
+                trainer.should_stop = True
+                self.state.load_state_dict(self.state.state_dict())
+                self.state.exchange()
+                assert torch.equal(pl_module.layers[1].running_mean, self.mean)
+                assert pl_module.optimizers().param_groups[0]["lr"] == self.rate
+                assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 1
+                assert (trainer.global_step, trainer.should_stop) == (steps, True)
+                assert torch.equal(torch.get_rng_state(), random)
+                assert_same(results.logged_results(trainer), logged)
+
+    run(make_batches(6), [Exchange()], epochs=1)

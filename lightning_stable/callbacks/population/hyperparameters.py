@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters of a running fit by name: read them, and set them.
+
+lr               the base rate of the optimizer's first group that has one; the other groups keep their ratio to
+                 it, and schedules go on from where they are, as if they had always had this base
+weight_decay     of the first group that decays; the others keep their ratio, and groups without decay have none
+momentum, eps    any other number in the optimizer's groups: the same for all of them
+betas.0          an element of a tuple in them
+module.drop.p    a number that is an attribute of the LightningModule, or of a module in it; a whole one stays whole
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+_OF_THE_MODULE = "module."
+_MOST_NAMED = 12
+
+
+class Hyperparameters:
+    """The named hyper-parameters of one run.
+
+    Args:
+        call: Who asks, as the user wrote it, for the message of an error.
+        names: Of the hyper-parameters.
+        trainer: The trainer in its `fit`, with one optimizer.
+        pl_module: The module it trains.
+
+    Raises:
+        ValueError: If there is none of a name; the message lists those there are.
+
+    Example:
+        >>> Hyperparameters.__name__  # needs a running fit; see `PopulationBasedTraining`
+        'Hyperparameters'
+    """
+
+    def __init__(self, call: str, names: Iterable[str], trainer: Trainer, pl_module: LightningModule) -> None:
+        optimizer = trainer.optimizers[0]
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._handles: dict[str, _LearningRate | _GroupEntry | _Attribute] = {}
+        for name in names:
+            if name.startswith(_OF_THE_MODULE):
+                handle: _LearningRate | _GroupEntry | _Attribute = _Attribute(pl_module, name)
+            elif name == "lr":
+                handle = _LearningRate(optimizer, schedules)
+            else:
+                handle = _GroupEntry(optimizer, name)
+            if not handle.exists:
+                there = ", ".join([*_entries(optimizer), *_attributes(pl_module)])
+                raise ValueError(f"`{call}` knows no hyper-parameter {name!r} that is a number; there are {there}.")
+            self._handles[name] = handle
+
+    def read(self) -> dict[str, float]:
+        """Their values now."""
+        return {name: handle.read() for name, handle in self._handles.items()}
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Set them; to set what they are already changes no bit."""
+        for name, value in values.items():
+            self._handles[name].write(float(value))
+
+
+class _LearningRate:
+    """The base rate, with all that schedules have derived from it."""
+
+    def __init__(self, optimizer: Optimizer, schedules: list[Any]) -> None:
+        self._optimizer = optimizer
+        self._schedules = [part for one in schedules for part in _with_parts(one) if _is_of(part, optimizer)]
+
+    @property
+    def exists(self) -> bool:
+        return any(self._bases())
+
+    def read(self) -> float:
+        return next(base for base in self._bases() if base)
+
+    def write(self, value: float) -> None:
+        groups, bases = self._optimizer.param_groups, self._bases()
+        reference = next(index for index, base in enumerate(bases) if base)
+        if _holds(groups[reference].get("initial_lr", groups[reference]["lr"]), value):
+            return
+        targets = [
+            value if index == reference else value * (base / bases[reference]) for index, base in enumerate(bases)
+        ]
+        for group, base, target in zip(groups, bases, targets, strict=True):
+            if base:
+                _rescale(group, base, target)
+        for schedule in self._schedules:
+            _rebase(schedule, targets, value / bases[reference])
+            if hasattr(schedule, "_last_lr"):
+                schedule._last_lr = [_plain(group["lr"]) for group in groups]
+
+    def _bases(self) -> list[float]:
+        return [float(group.get("initial_lr", group.get("lr", 0.0))) for group in self._optimizer.param_groups]
+
+
+class _GroupEntry:
+    """A number in the optimizer's groups, or an element of a tuple in them."""
+
+    def __init__(self, optimizer: Optimizer, name: str) -> None:
+        self._optimizer = optimizer
+        self._name, _, element = name.partition(".")
+        self._element = int(element) if element.isdecimal() else None
+        self._keeps_ratios = name == "weight_decay"
+
+    @property
+    def exists(self) -> bool:
+        return any(_is_number(self._value(group)) for group in self._optimizer.param_groups)
+
+    def read(self) -> float:
+        return float(self._value(self._reference()))
+
+    def write(self, value: float) -> None:
+        reference = self._reference()
+        before = self.read()
+        if _holds(self._value(reference), value):
+            return
+        for group in self._optimizer.param_groups:
+            now = self._value(group)
+            if not _is_number(now):
+                continue
+            keeps = self._keeps_ratios and before != 0 and group is not reference
+            self._set(group, value * (float(now) / before) if keeps else value)
+
+    def _reference(self) -> dict[str, Any]:
+        groups = [group for group in self._optimizer.param_groups if _is_number(self._value(group))]
+        decaying = [group for group in groups if float(self._value(group))] if self._keeps_ratios else []
+        return (decaying or groups)[0]
+
+    def _value(self, group: dict[str, Any]) -> Any:
+        entry = group.get(self._name)
+        if self._element is None:
+            return entry
+        is_there = isinstance(entry, list | tuple) and self._element < len(entry)
+        return entry[self._element] if is_there else None  # pyright: ignore[reportOptionalSubscript]
+
+    def _set(self, group: dict[str, Any], value: float) -> None:
+        if self._element is None:
+            group[self._name] = _stored(group[self._name], value)
+            return
+        entry = list(group[self._name])
+        entry[self._element] = _stored(entry[self._element], value)
+        group[self._name] = type(group[self._name])(entry)
+
+
+class _Attribute:
+    """A number that is an attribute of a module."""
+
+    def __init__(self, pl_module: LightningModule, name: str) -> None:
+        *path, self._name = name.removeprefix(_OF_THE_MODULE).split(".")
+        owner: Any = pl_module
+        for part in path:
+            owner = getattr(owner, part, None)
+        self._owner = owner
+        now = getattr(owner, self._name, None)
+        self._is_whole = not now.is_floating_point() if isinstance(now, Tensor) else isinstance(now, int)
+
+    @property
+    def exists(self) -> bool:
+        return _is_number(getattr(self._owner, self._name, None))
+
+    def read(self) -> float:
+        return float(getattr(self._owner, self._name))
+
+    def write(self, value: float) -> None:
+        now = getattr(self._owner, self._name)
+        value = round(value) if self._is_whole else value
+        if not _holds(now, value):
+            stored = _stored(now, value)
+            if stored is not now:
+                setattr(self._owner, self._name, stored)
+
+
+def _with_parts(schedule: Any) -> list[Any]:
+    """A schedule, and those that it is made of."""
+    parts = getattr(schedule, "_schedulers", [])
+    return [schedule, *(deeper for part in parts for deeper in _with_parts(part))]
+
+
+def _is_of(schedule: Any, optimizer: Optimizer) -> bool:
+    return getattr(schedule, "optimizer", optimizer) is optimizer
+
+
+def _rescale(group: dict[str, Any], base: float, target: float) -> None:
+    """Let a group's rate be what it would be had its base been `target`."""
+    rate = float(group["lr"])
+    group["lr"] = _stored(group["lr"], target if rate == base else rate * (target / base))
+    if "initial_lr" in group:
+        group["initial_lr"] = _stored(group["initial_lr"], target)
+    for bound in ("max_lr", "min_lr") if {"initial_lr", "max_lr", "min_lr"} <= group.keys() else ():  # OneCycleLR
+        group[bound] = _stored(group[bound], float(group[bound]) * (target / base))
+
+
+def _rebase(schedule: Any, targets: list[float], factor: float) -> None:
+    if len(getattr(schedule, "base_lrs", ())) == len(targets):
+        schedule.base_lrs = [_stored(now, target) for now, target in zip(schedule.base_lrs, targets, strict=True)]
+    if hasattr(schedule, "max_lrs"):  # CyclicLR
+        schedule.max_lrs = [_stored(now, float(now) * factor) for now in schedule.max_lrs]
+
+
+def _stored(now: Any, value: float) -> Any:
+    """`value` in the place of `now`; a tensor stays the same tensor."""
+    return now.fill_(value) if isinstance(now, Tensor) else value
+
+
+def _holds(now: Any, value: float) -> bool:
+    return bool(now == now.new_tensor(value)) if isinstance(now, Tensor) else now == value
+
+
+def _plain(rate: Any) -> Any:
+    return rate.clone() if isinstance(rate, Tensor) else rate
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.requires_grad and not value.is_complex()
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _entries(optimizer: Optimizer) -> list[str]:
+    names: dict[str, None] = {}
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            elements = enumerate(value) if isinstance(value, list | tuple) and name != "params" else ()
+            names.update({f"{name}.{index}": None for index, element in elements if _is_number(element)})
+            if _is_number(value) and name != "initial_lr":
+                names[name] = None
+    return list(names)
+
+
+def _attributes(pl_module: LightningModule) -> list[str]:
+    """Numbers that are attributes of modules: all of the outermost, and the rates of dropout within it."""
+    own = [name for name, value in vars(pl_module).items() if not name.startswith("_") and isinstance(value, float)]
+    rates = [f"{name}.p" for name, module in pl_module.named_modules() if name and _is_number(vars(module).get("p"))]
+    found = [f"{_OF_THE_MODULE}{name}" for name in (*own, *rates)]
+    return [*found[:_MOST_NAMED], *(["module. ..."] if len(found) > _MOST_NAMED else [])]
