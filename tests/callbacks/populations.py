@@ -30,6 +30,11 @@ class Net(LightningModule):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", nn.functional.mse_loss(self.layers(batch["x"]), batch["y"]))
 
+    @torch.no_grad()
+    def validation_loss(self, batch):
+        self.eval()
+        return nn.functional.mse_loss(self.layers(batch["x"]), batch["y"])
+
     def configure_optimizers(self):
         optimizer = self.kind(self.parameters(), lr=0.01)
         if not self.schedule:
@@ -42,6 +47,11 @@ def make_samples(count=200, first=0):
     generator = torch.Generator().manual_seed(7)
     x, y = torch.randn(count, 8, generator=generator), torch.randn(count, 1, generator=generator)
     return [{"x": x[i], "y": y[i], "index": torch.tensor(float(i))} for i in range(first, count)]
+
+
+def samples_of(turns):
+    """The batches of four samples of these turns of two steps."""
+    return [sample for turn in turns for sample in make_samples()[8 * turn : 8 * turn + 8]]
 
 
 class StatefulLoader(DataLoader):

@@ -6,13 +6,12 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import MomentumReset, PopulationBasedTraining, ScheduleFree
-from lightning_stable.guard import SpikeGuard
-from tests.callbacks.populations import Net, StatefulLoader, fit, make_samples, pbt, weights
+from lightning_stable.callbacks import PopulationBasedTraining
+from tests.callbacks.populations import Net, StatefulLoader, fit, make_samples, pbt, samples_of, weights
 from tests.faulty_runs import assert_same
 
 
@@ -64,11 +63,6 @@ def test_the_papers_toy_problem(seed):
 
 
 # Members
-
-
-def samples_of(turns):
-    """The batches of four samples of these turns of two steps."""
-    return [sample for turn in turns for sample in make_samples()[8 * turn : 8 * turn + 8]]
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.NAdam])
@@ -203,17 +197,8 @@ def test_a_validation_at_the_end_of_each_turn_scores_it(tmp_path):
     model, _ = fit(search, callbacks=[Look()], max_steps=12, val_check_interval=2, check_val_every_n_epoch=None)
     record = json.loads((tmp_path / "pbt.json").read_text())
     assert [turn["score"] for turn in record["turns"]] == seen
-    loss = torch.stack([Net.validation_loss(model, batch) for batch in DataLoader(make_samples()[:20], 10)]).mean()
+    loss = torch.stack([model.validation_loss(batch) for batch in DataLoader(make_samples()[:20], 10)]).mean()
     assert float(loss) == pytest.approx(min(seen[-3:]), rel=1e-5)  # the best member is in the module
-
-
-def _validation_loss(model, batch):
-    model.eval()
-    with torch.no_grad():
-        return torch.nn.functional.mse_loss(model.layers(batch["x"]), batch["y"])
-
-
-Net.validation_loss = _validation_loss
 
 
 def test_a_sanity_check_scores_nobody():
@@ -363,6 +348,7 @@ def test_a_damaged_state_is_refused_by_its_name(spoil, tmp_path):
         fit(pbt(), ckpt_path=tmp_path / "mid.ckpt")
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_run_that_breaks_off_leaves_its_lineage_and_can_be_resumed(tmp_path):
     class Breaks(Net):
         def training_step(self, batch, batch_idx):
@@ -382,55 +368,7 @@ def test_a_run_that_breaks_off_leaves_its_lineage_and_can_be_resumed(tmp_path):
     assert_same(weights(resumed), weights(straight))
 
 
-# Beside others
-
-
-def test_the_state_of_other_callbacks_is_each_members_own():
-    resets = MomentumReset(every_n_steps=3, warmup_steps=0)
-    fit(pbt(population=2, interval=2), callbacks=[resets], max_steps=8)
-    assert resets.state_dict()["steps_taken"] == [4]  # its own of the 8
-
-
-def test_averaged_weights_are_each_members_own_and_the_bests_in_the_end():
-    average = WeightAveraging(use_buffers=True)
-    model, _ = fit(pbt(population=2, interval=2), callbacks=[average], max_steps=4)
-    alone = [Net(kind=lambda p, lr, rate=rate: torch.optim.AdamW(p, lr=rate)) for rate in first_rates(2)]
-    ends = []
-    for member, net in enumerate(alone):
-        fit(None, net, callbacks=[WeightAveraging(use_buffers=True)], samples=samples_of([member]), max_steps=2)
-        ends.append(weights(net))
-    assert any(all(map(torch.equal, weights(model), end)) for end in ends)
-
-
-def first_rates(count):
-    return [pbt(population=count).settings.beginning(member)["lr"] for member in range(count)]
-
-
-def test_early_stopping_waits_for_the_whole_population():
-    stopping = EarlyStopping("val_loss", patience=2, min_delta=100.0)
-    search = pbt(monitor="val_loss")
-    _, trainer = fit(search, callbacks=[stopping], val_check_interval=2, check_val_every_n_epoch=None, max_steps=40)
-    assert trainer.global_step == 6
-    assert trainer.should_stop
-
-
-@pytest.mark.parametrize(
-    ("others", "message"),
-    [
-        (lambda own: [SpikeGuard(), own], "`SpikeGuard` and `PopulationBasedTraining` cannot work in one run"),
-        (lambda own: [own, SpikeGuard()], "cannot work in one run"),
-        (lambda own: [own, StochasticWeightAveraging(0.1)], "a schedule of its own"),
-        (lambda own: [WeightAveraging(), own], r"callbacks=\[PopulationBasedTraining\(\.\.\.\), WeightAveraging"),
-        (lambda own: [ScheduleFree(), own], "must come before `ScheduleFree`"),
-        (lambda own: [own, _Another({"lr": [0.1, 0.2]})], "one `PopulationBasedTraining` only"),
-    ],
-)
-def test_what_cannot_work_beside_it_is_refused(others, message):
-    with pytest.raises(ValueError, match=message):
-        fit(None, callbacks=others(pbt()))
-
-
-_Another = type("_Another", (PopulationBasedTraining,), {"state_key": "another"})
+# Arguments
 
 
 def test_it_takes_what_it_needs_and_not_more_than_it_may():

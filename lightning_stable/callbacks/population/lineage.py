@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who descends from whom in a population, with which hyper-parameters: kept, written, and read again."""
 
-import contextlib
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lightning_stable.files import write_atomically
 
 SCHEDULE = "lightning_stable population schedule"
 _LARGEST_FILE = 16_000_000  # bytes
@@ -112,7 +111,7 @@ class Lineage:
 
 
 def write_json(path: Path, content: Any) -> None:
-    r"""Write `content` to another name and rename it: whoever reads `path` finds the old file or the new one.
+    """Write `content`: whoever reads `path` finds the old file or the new one.
 
     Args:
         path: Of the file; its folder is made.
@@ -125,21 +124,12 @@ def write_json(path: Path, content: Any) -> None:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     write_json(Path(folder, "a", "b.json"), {"x": 1})
-        ...     Path(folder, "a", "b.json").read_text()
-        '{\n  "x": 1\n}\n'
+        ...     json.loads(Path(folder, "a", "b.json").read_text())
+        {'x': 1}
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    write_atomically(path, text.encode())
 
 
 def write_schedule(path: Path, segments: list[dict[str, Any]], steps: int) -> None:

@@ -77,7 +77,8 @@ def refuse_schedules(trainer: Trainer, population: int, interval: int) -> None:
                 f" {interval} steps end elsewhere. Let it step with the optimizer,"
                 ' `{"scheduler": ..., "interval": "step"}`, or choose an `interval` of whole epochs.'
             )
-        total = getattr(config.scheduler, "total_steps", None)
+        counts_steps = getattr(config.scheduler, "unit", "steps") == "steps"
+        total = getattr(config.scheduler, "total_steps", None) if counts_steps else None
         if config.interval == "step" and isinstance(total, int) and total >= each + 1:
             rank_zero_warn(
                 f"`{name}(total_steps={total})` is longer than the {each:,.0f} optimizer steps that each of the"

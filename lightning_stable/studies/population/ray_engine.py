@@ -10,7 +10,6 @@ import copy
 import io
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from lightning_stable._lightning.quiet import quiet
 from lightning_stable._lightning.safe_load import safe_load
 from lightning_stable.callbacks.population.lineage import write_schedule
 from lightning_stable.callbacks.population.settings import Settings
+from lightning_stable.files import write_atomically
 from lightning_stable.studies.population.ray_member import CHECKPOINT, STEPS, RayMember
 from lightning_stable.studies.table import printable
 
@@ -146,9 +146,7 @@ def train_member(
     own["trainer"]["callbacks"].append({"class_path": _MEMBER, "init_args": arguments})
     own["ckpt_path"] = None if checkpoint is None else str(Path(checkpoint, CHECKPOINT))
     path = Path("member.yaml").absolute()
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, yaml.safe_dump(own, sort_keys=False).encode())
     with quiet():
         run(["fit", f"--config={path}"])
 
@@ -237,9 +235,7 @@ def _say(results: Any, settings: Settings, folder: Path) -> int:
         print(f"member {number}: {settings.monitor} {metrics.get(settings.monitor)} after {metrics.get(STEPS)} steps")
     best = (min if settings.mode == "min" else max)(finished, key=lambda one: one.metrics[settings.monitor])
     with best.checkpoint.as_directory() as checkpoint:
-        unfinished = folder / "best.ckpt.new"
-        shutil.copyfile(Path(checkpoint, CHECKPOINT), unfinished)
-        unfinished.replace(folder / "best.ckpt")
+        write_atomically(folder / "best.ckpt", Path(checkpoint, CHECKPOINT).read_bytes())
     segments = safe_load(folder / "best.ckpt")["callbacks"][RayMember.__qualname__]["segments"]
     write_schedule(folder / "schedule.json", segments, steps=best.metrics[STEPS])
     print(f"\nThe best came to {settings.monitor} {best.metrics[settings.monitor]:.6g} with, at the end,"

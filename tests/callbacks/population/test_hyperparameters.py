@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch.optim import lr_scheduler as schedules
 
 from lightning_stable.callbacks.population.hyperparameters import Hyperparameters
+from lightning_stable.schedules import Cosine, ProfileLR
 
 SCHEDULES = {
     "none": None,
@@ -17,6 +18,7 @@ SCHEDULES = {
     "cosine": lambda optimizer: schedules.CosineAnnealingLR(optimizer, 12),
     "linear": lambda optimizer: schedules.LinearLR(optimizer, 0.1, total_iters=6),
     "one cycle": lambda optimizer: schedules.OneCycleLR(optimizer, [0.1, 0.01], total_steps=12, cycle_momentum=False),
+    "profile": lambda optimizer: ProfileLR(optimizer, Cosine(), total_steps=12, warmup_steps=4),
     "cyclic": lambda optimizer: schedules.CyclicLR(optimizer, [0.1, 0.01], [0.2, 0.02], 3, cycle_momentum=False),
     "sequential": lambda optimizer: schedules.SequentialLR(
         optimizer,

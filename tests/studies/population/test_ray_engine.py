@@ -76,25 +76,25 @@ def test_a_wrong_command_line_is_an_error_of_the_parser(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_ray_trains_the_recipe_and_leaves_no_process_behind(tmp_path):
     pytest.importorskip("ray")
     smaller = ("--trainer.callbacks.population=2", "--trainer.callbacks.interval=4", "--trainer.val_check_interval=4")
-    short = ("--trainer.max_steps=24", "--trainer.accelerator=cpu", "--trainer.callbacks.fraction=0.5")
+    short = ("--trainer.max_steps=16", "--trainer.accelerator=cpu", "--trainer.callbacks.fraction=0.5")
     done = subprocess.run(
         [sys.executable, "-m", "lightning_stable.cli", "fit", "--recipe=digits_pbt", "--engine=ray", *smaller, *short],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_TMPDIR": "/tmp"},
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=880,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "digits_pbt" / "ray_0"
     steps = [step for step, _ in read_schedule(folder / "schedule.json")]
-    assert set(steps) <= {0, 4, 8}
+    assert set(steps) <= {0, 4}
     checkpoint = torch.load(folder / "best.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 12
+    assert checkpoint["global_step"] == 8
     assert "The best came to val_loss" in done.stdout
     left = [path for path in Path("/proc").glob("[0-9]*/environ") if str(tmp_path).encode() in _read(path)]
     assert not left
