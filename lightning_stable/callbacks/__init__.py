@@ -9,9 +9,9 @@ from lightning_stable.callbacks.gradient_norm_recorder import GradientNormRecord
 from lightning_stable.callbacks.gradient_transforms import GradientTransforms as GradientTransforms
 from lightning_stable.callbacks.lr_range_test import LRRangeTest as LRRangeTest
 from lightning_stable.callbacks.momentum_reset import MomentumReset as MomentumReset
-from lightning_stable.callbacks.resolution_schedule import ResolutionSchedule as ResolutionSchedule
 from lightning_stable.callbacks.population_based_training import PopulationBasedTraining as PopulationBasedTraining
 from lightning_stable.callbacks.replay_population import ReplayPopulation as ReplayPopulation
+from lightning_stable.callbacks.resolution_schedule import ResolutionSchedule as ResolutionSchedule
 from lightning_stable.callbacks.schedule_free import ScheduleFree as ScheduleFree
-from lightning_stable.callbacks.training_budget import TrainingBudget as TrainingBudget
 from lightning_stable.callbacks.sequence_length_warmup import SequenceLengthWarmup as SequenceLengthWarmup
+from lightning_stable.callbacks.training_budget import TrainingBudget as TrainingBudget

@@ -43,7 +43,6 @@ OPTIMIZERS = {"GaussNewtonBartlett": SophiaG, "ScheduleFree": ScheduleFreeAdamW}
 DATA = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 LAYERS = {"DropoutSchedule": lambda: torch.nn.Dropout(0.0)}  # it draws no random numbers: a run with others would
 SHAPES = {"ResolutionSchedule": (1, 1, 4)}  # of a sample, where it matters
-DATA = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Model(LightningModule):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_stable.functional.gradient_noise import BatchTest, GradientNoise, required_batch
-from lightning_stable.optim.scaling_rules import scale_lr
+from lightning_stable.schedules.scaling_rules import scale_lr
 
 FEWEST_MEASUREMENTS = 5  # before the batch, which never shrinks, may grow
 
