@@ -186,7 +186,7 @@ def _lightning(command: str, arguments: list[str]) -> int:
 
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from lightning_stable._lightning.cli import WrongConfiguration, run
+    from lightning_stable._lightning.command_line.cli import WrongConfiguration, run
     from lightning_stable._lightning.trainer import callbacks_of
     from lightning_stable.guard import SpikeGuard, TrainingHalted
 

@@ -178,6 +178,8 @@ def _readable(text: str, message: str) -> str:
         close = get_close_matches(name, known_detectors(), n=1)
         meant = f"did you mean {close[0]}? They" if close else "they"
         return f"there is no detector {name!r}; {meant} are {', '.join(known_detectors())}."
-    from lightning_stable._lightning.parser import readable  # takes seconds, which only mistakes should cost
+    from lightning_stable._lightning.command_line.parser import (
+        readable,  # takes seconds, which only mistakes should cost
+    )
 
     return f"{text}: {readable(message)}" if "`" not in message else readable(message)

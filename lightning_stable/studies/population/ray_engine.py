@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from lightning_stable._lightning.cli import run
-from lightning_stable._lightning.quiet import quiet
+from lightning_stable._lightning.command_line.cli import run
+from lightning_stable._lightning.command_line.quiet import quiet
 from lightning_stable._lightning.safe_load import safe_load
 from lightning_stable.callbacks.population.lineage import write_schedule
 from lightning_stable.callbacks.population.settings import Settings

@@ -28,9 +28,9 @@ from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_stable._lightning.command_line.parser import ShortErrorParser
+from lightning_stable._lightning.command_line.quiet import quiet
 from lightning_stable._lightning.optimizer_setup import groups_of, scheduled
-from lightning_stable._lightning.parser import ShortErrorParser
-from lightning_stable._lightning.quiet import quiet
 from lightning_stable._lightning.safe_load import safe_load
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc"}

@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
 from torch.optim.lr_scheduler import StepLR
 
-from lightning_stable._lightning.cli import StableCLI, WrongConfiguration, run
+from lightning_stable._lightning.command_line.cli import StableCLI, WrongConfiguration, run
 from lightning_stable.schedules import ProfileLR
 from lightning_stable.testbeds import CharLM, PythonTextDataModule, char_lm
 from tests.faulty_runs import Net
@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_config_and_not_the_run(tmp
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and (writable or path != tmp_path))
     warned = []
-    monkeypatch.setattr("lightning_stable._lightning.cli.rank_zero_warn", warned.append)
+    monkeypatch.setattr("lightning_stable._lightning.command_line.cli.rank_zero_warn", warned.append)
     assert fit({"default_root_dir": str(tmp_path / "new")}).trainer.global_step == 6
     assert (tmp_path / "new" / "config.yaml").exists() is writable
     assert warned == ([] if writable else [f"config.yaml is not saved: {tmp_path} cannot be written to."])

@@ -4,7 +4,7 @@
 import pytest
 from jsonargparse import ArgumentError
 
-from lightning_stable._lightning.parser import ShortErrorParser, readable
+from lightning_stable._lightning.command_line.parser import ShortErrorParser, readable
 from lightning_stable.guard import SpikeGuard
 
 

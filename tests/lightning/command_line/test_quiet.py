@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector
 from lightning.pytorch.utilities import _pytree, rank_zero
 
-from lightning_stable._lightning.quiet import quiet
+from lightning_stable._lightning.command_line.quiet import quiet
 
 NAMED = {
     data_connector: "does not have many workers",
@@ -81,7 +81,7 @@ def test_importing_the_package_silences_nothing():
     """The filters are set by the command line alone."""
     code = (
         "import warnings, logging; before = list(warnings.filters); import lightning.pytorch, torch.utils.tensorboard;"
-        "between = list(warnings.filters); import lightning_stable.cli, lightning_stable._lightning.cli;"
+        "between = list(warnings.filters); import lightning_stable.cli, lightning_stable._lightning.command_line.cli;"
         "assert warnings.filters == between;"
         "assert not logging.getLogger('lightning.pytorch.utilities.rank_zero').filters"
     )
