@@ -82,6 +82,7 @@ def test_a_run_that_is_resumed_in_mid_epoch_equals_one_that_was_not_interrupted(
     callback = AdaptiveBatchSize(**arguments)
     fit(callback, save, data=data, model=straight)
     assert len(save.batches) == 3
+    assert len(set(save.accumulated)) > 3
     for step, batches in save.batches.items():
         resumed, again = Noisy(schedule), AdaptiveBatchSize(**arguments)
         rest = data.roll(-4 * batches, 0)
@@ -108,6 +109,7 @@ def test_a_guarded_run_equals_one_whose_loader_never_held_the_bad_batches(tmp_pa
     good, arguments = samples(400), {**EAGER, "eta": 0.1, "scale_lr": "linear", "every_n_steps": 2}
     plain, found = Noisy(linear_of(100)), Probe()
     fit(AdaptiveBatchSize(**arguments), found, data=good, model=plain)
+    assert len(set(found.accumulated)) > 3
     starts = [sum(found.accumulated[:step]) for step in range(len(found.accumulated))]
     windows = [(starts[step], found.accumulated[step]) for step in (2, 7, 11)]
     rows, bad = [], torch.full_like(good[:4], torch.nan)
