@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from lightning_stable.studies.engine.crew import Crew
-from lightning_stable.studies.engine.equal_tuning import require_equal_tuning
+from lightning_stable.studies.engine.equal_tuning import UnequalTuning, require_equal_tuning
 from lightning_stable.studies.engine.outcome import Outcome
 from lightning_stable.studies.engine.report import FIGURE, RESULTS, TABLE, draw_figure, write_results, write_table
 from lightning_stable.studies.engine.run_all import RunAll
@@ -43,28 +43,42 @@ def main(argv: Sequence[str] | None = None, studies: dict[str, str] = STUDIES) -
         SystemExit: 2
     """
     arguments = _parser(studies).parse_args(argv)
-    try:
-        return _study(arguments, studies[arguments.study])
-    except (StorageRefused, ValueError) as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
-        return 2
-
-
-def _study(arguments: argparse.Namespace, path: str) -> int:
+    path = studies[arguments.study]
     study = load_study(path)
     _require_modules("optuna", *study.needs)
-    seeds = arguments.seeds or (study.quick_seeds if arguments.quick else study.seeds)
-    trials = study.trials(seeds, arguments.quick)
-    require_equal_tuning(study.name, trials)
-    quick = "_quick" if arguments.quick else ""
-    folder = arguments.out or Path("runs", f"study_{study.name}{quick}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        trials = study.trials(_seeds_of(study, arguments), arguments.quick)
+        require_equal_tuning(study.name, trials)
+        folder = _make_folder(study, arguments)
+        outcome = _outcome(study, trials, path, folder, arguments)
+    except (StorageRefused, UnequalTuning, NotADirectoryError) as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    return _report(study, outcome, folder, _command(arguments))
+
+
+def _seeds_of(study: Study, arguments: argparse.Namespace) -> tuple[int, ...]:
+    return arguments.seeds or (study.quick_seeds if arguments.quick else study.seeds)
+
+
+def _make_folder(study: Study, arguments: argparse.Namespace) -> Path:
+    folder = arguments.out or Path("runs", f"study_{study.name}{'_quick' if arguments.quick else ''}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"`--out` must be a folder, or a new one: {folder} is a file, or lies in one"
+        ) from error
+    return folder
+
+
+def _outcome(study: Study, trials: list[Trial], path: str, folder: Path, arguments: argparse.Namespace) -> Outcome:
+    name = f"{study.name}{'_quick' if arguments.quick else ''} v{study.version}"
     threads = max(1, _cores() // arguments.workers)
     with Crew(path, arguments.workers, threads, folder / _LOG) as crew:
-        store = TrialStore(arguments.storage or sqlite_url(folder / _TRIALS), f"{study.name}{quick} v{study.version}")
+        store = TrialStore(arguments.storage or sqlite_url(folder / _TRIALS), name)
         _run(study, trials, store, crew, arguments)
-    outcome = Outcome([result for trial in trials if (result := store.result(trial))], study.objective)
-    return _report(study, outcome, folder, _command(arguments))
+    return Outcome([result for trial in trials if (result := store.result(trial))], study.objective)
 
 
 def _run(study: Study, trials: list[Trial], store: TrialStore, crew: Crew, arguments: argparse.Namespace) -> None:
@@ -83,9 +97,8 @@ def _run(study: Study, trials: list[Trial], store: TrialStore, crew: Crew, argum
         )
         raise
     except StorageInternalError as error:
-        raise StorageRefused(
-            f"the storage cannot be used any longer: {error.__cause__}; the same command goes on"
-        ) from error
+        print(f"{_PROGRAM}: the storage is gone: {error.__cause__}\nThe same command goes on.", file=sys.stderr)
+        raise SystemExit(1) from error
     finally:
         signal.signal(signal.SIGTERM, kept)
 

@@ -205,13 +205,39 @@ def test_a_run_that_kills_its_workers_is_a_failure(folder, capsys):
     ("arguments", "message"),
     [
         (["unequal"], r"The study toy gives its sides unequal tuning"),
+        (["toy", "--out", "begin.txt"], "`--out` must be a folder, or a new one: begin.txt is a file"),
+        (["toy", "--out", "begin.txt/out"], "`--out` must be a folder, or a new one"),
         (["toy", "--storage", "cobol://host/runs"], "`--storage` must be the URL of a database"),
     ],
 )
 def test_what_is_refused_is_refused_before_anything_runs(folder, arguments, message, capsys):
+    (folder / "begin.txt").touch()
     assert main([*arguments, "--workers", "1"], STUDIES) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "begun").exists()
+
+
+def test_a_storage_that_goes_away_is_said_and_a_bug_is_not_hidden(folder, capsys, monkeypatch):
+    from optuna.exceptions import StorageInternalError
+
+    from lightning_stable.studies import study_command
+
+    class Broken:
+        def __init__(self, *_):
+            self.error = StorageInternalError("gone")
+
+        def __call__(self):
+            raise self.error
+
+    monkeypatch.setattr(study_command, "RunAll", Broken)
+    with pytest.raises(SystemExit) as stop:
+        main(["toy", "--workers", "1"], STUDIES)
+    assert stop.value.code == 1
+    assert "The same command goes on." in capsys.readouterr().err
+    monkeypatch.setattr(study_command, "RunAll", lambda *_: ValueError)  # what no user has done
+    monkeypatch.setattr(study_command, "_report", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["toy", "--workers", "1"], STUDIES)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from lightning_stable.studies.engine.study import Trial, point_key
 
 
+class UnequalTuning(ValueError):
+    """A study that could not be fair.
+
+    Example:
+        >>> str(UnequalTuning("a 2 points, b 1 point"))
+        'a 2 points, b 1 point'
+    """
+
+
 def require_equal_tuning(study: str, trials: Sequence[Trial]) -> None:
     """Refuse trials in which the sides of a setting have not as many tuning points, each with the same seeds.
 
@@ -15,29 +24,31 @@ def require_equal_tuning(study: str, trials: Sequence[Trial]) -> None:
         trials: All of them.
 
     Raises:
-        ValueError: Naming the setting, the sides and how many points each of them has.
+        UnequalTuning: Naming the setting, the sides and how many points each of them has.
 
     Example:
         >>> require_equal_tuning("toy", [Trial("a", {}, {"lr": 0.1}), Trial("a", {}, {"lr": 0.2}), Trial("b")])
         Traceback (most recent call last):
             ...
-        ValueError: The study toy gives its sides unequal tuning: a 2 points, b 1 point. All need as many.
+        lightning_stable...UnequalTuning: ...gives its sides unequal tuning: a 2 points, b 1 point. All need as many.
     """
     if not trials:
-        raise ValueError(f"The study {study} has no runs: `trials` must return at least one.")
+        raise UnequalTuning(f"The study {study} has no runs: `trials` must return at least one.")
     twice = [key for key, times in Counter(trial.key for trial in trials).items() if times > 1]
     if twice:
-        raise ValueError(f"The study {study} has the same run twice: {twice[0]}. `trials` must return each run once.")
+        raise UnequalTuning(
+            f"The study {study} has the same run twice: {twice[0]}. `trials` must return each run once."
+        )
     for setting, sides in _by_setting(trials).items():
         counts = {side: len(points) for side, points in sides.items()}
         where = "" if setting == "{}" else f" in the setting {setting}"
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{side} {count} {'point' if count == 1 else 'points'}" for side, count in counts.items())
-            raise ValueError(f"The study {study} gives its sides unequal tuning{where}: {said}. All need as many.")
+            raise UnequalTuning(f"The study {study} gives its sides unequal tuning{where}: {said}. All need as many.")
         seeds = {tuple(sorted(seeds)) for points in sides.values() for seeds in points.values()}
         if len(seeds) > 1:
             said = " and ".join(map(str, sorted(seeds)))
-            raise ValueError(f"The study {study} gives its sides unequal seeds{where}: {said}. All need the same.")
+            raise UnequalTuning(f"The study {study} gives its sides unequal seeds{where}: {said}. All need the same.")
 
 
 def tuning_budget(trials: Sequence[Trial]) -> str:
