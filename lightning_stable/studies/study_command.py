@@ -23,7 +23,10 @@ from lightning_stable.studies.engine.trial_store import StorageRefused, TrialSto
 from lightning_stable.studies.engine.worker import load_study
 from lightning_stable.studies.pictures import try_to_draw
 
-STUDIES = {"budget": "lightning_stable.studies.budget.study:BudgetStudy"}
+STUDIES = {
+    "budget": "lightning_stable.studies.budget.study:BudgetStudy",
+    "survival": "lightning_stable.studies.survival.study:SurvivalStudy",
+}
 """From names to `module:Class`; those modules are light."""
 _PROGRAM = "lightning-stable study"
 _TRIALS, _LOG = "trials.db", "workers.log"
