@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
-from lightning_stable._lightning.quiet import quiet
+from lightning_stable._lightning.command_line.quiet import quiet
 from lightning_stable.guard import SpikeGuard, TrainingHalted
 from lightning_stable.schedules import REX, ProfileLR
 from lightning_stable.studies.survival.parts import CHECKPOINT_EVERY, Parts, parts_of
