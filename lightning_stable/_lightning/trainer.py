@@ -4,6 +4,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from torch.optim import Optimizer
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -32,3 +33,10 @@ def gradient_scaler(trainer: Trainer) -> Any:
     """The enabled gradient scaler of mixed precision in 16 bits, or `None`."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """What the gradients are still multiplied by: optimizers that unscale by themselves get them scaled."""
+    scaler = gradient_scaler(trainer)
+    unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return float(scaler.get_scale()) if scaler is not None and unscales_itself else 1.0

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lightning_stable._lightning.trainer import gradient_scaler
+from lightning_stable._lightning.trainer import gradient_scale
 from lightning_stable.files import write_atomically
 from lightning_stable.functional.tensor_norms import tensor_norms
 
@@ -101,7 +101,7 @@ class GradientNormRecorder(Callback):
         gradients = [p.grad for group in recorded.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             norm = _total([_dense(gradient) for gradient in gradients], kind)
-            self._waiting.append(norm / _scale(trainer, recorded))
+            self._waiting.append(norm / gradient_scale(trainer, recorded))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what there is, for a run that breaks off."""
@@ -197,10 +197,3 @@ def _total(gradients: list[Tensor], kind: _Norm) -> Tensor:
 
 def _dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient.detach()
-
-
-def _scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """What the gradients are still multiplied by: optimizers that unscale by themselves get them scaled."""
-    scaler = gradient_scaler(trainer)
-    unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return float(scaler.get_scale()) if scaler is not None and unscales_itself else 1.0

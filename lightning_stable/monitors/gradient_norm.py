@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_stable._lightning.trainer import gradient_scaler
+from lightning_stable._lightning.trainer import gradient_scale
 from lightning_stable.monitors.monitor import Monitor
 
 
@@ -47,7 +47,7 @@ class GradientNormMonitor(Monitor):
         self._measured[f"stability/lr{where}"] = torch.as_tensor(optimizer.param_groups[0]["lr"]).detach().clone()
         norm = _norm(optimizer)
         if norm is not None:
-            self._measured[f"stability/grad_norm{where}"] = norm / _scale(trainer, optimizer)
+            self._measured[f"stability/grad_norm{where}"] = norm / gradient_scale(trainer, optimizer)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """Return what was taken before the step."""
@@ -77,10 +77,3 @@ def _norm(optimizer: Optimizer) -> Tensor | None:
         return None
     norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]  # of a DTensor
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
-
-
-def _scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """What the gradients are still multiplied by: optimizers that unscale by themselves get them scaled."""
-    scaler = gradient_scaler(trainer)
-    unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return float(scaler.get_scale()) if scaler is not None and unscales_itself else 1.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a population: every turn's score and hyper-parameters over its steps, the surviving line marked."""
 
-import os
+import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lightning_stable.callbacks.population.lineage import Lineage, Turn
 from lightning_stable.callbacks.population.settings import Settings
+from lightning_stable.files import write_atomically
 
 _TEXT, _FAINT_TEXT, _LINE, _OTHERS, _COPY = "#14213d", "#555b66", "#1d4e89", "#a9bcd3", "#e69f00"
 _WIDTH, _LEFT, _RIGHT = 10.0, 0.09, 0.97  # inches, and parts of them
@@ -50,12 +51,9 @@ def draw(lineage: Lineage, best: int, settings: Settings, out: Path) -> None:
     panels[-1].set_xlabel("optimizer steps of a member", color=_FAINT_TEXT)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     _head(figure, lineage, line, best, settings, height)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        figure.savefig(unfinished, format="png")
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(out, content.getvalue())
 
 
 def _scores(axes: Axes, lineage: Lineage, line: list[Turn], settings: Settings) -> None:
