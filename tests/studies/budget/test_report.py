@@ -77,8 +77,15 @@ def test_the_claim_is_reported_as_it_came_out(low, high, verdict):
 def test_differences_of_chance_are_called_so():
     large = table_of(lambda side, budget, seed: place(side) + seed / 100)
     small = table_of(lambda side, budget, seed: place(side) / 1000 + seed)
-    assert "more than two mean spreads apart in 12 of 12 settings" in large
-    assert "more than two mean spreads apart in 0 of 12 settings" in small
+    assert "(studentized range) in 12 of 12 settings; the first and the second by more" in large
+    assert "than the spread over seeds in 12 of 12." in large
+    assert "(studentized range) in 0 of 12 settings; the first and the second by more" in small
+    assert "than the spread over seeds in 0 of 12." in small
+
+
+def test_a_place_that_is_shared_is_said_to_be():
+    table = table_of(lambda side, budget, seed: 0.0 if side in ("REX", "Cosine") else place(side))
+    assert "REX is first of 8, together with Cosine, at low budgets (mean rank 1.50;" in table
 
 
 def test_a_schedule_that_diverged_is_last_and_said_to_be():
