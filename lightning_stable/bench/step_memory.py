@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an optimizer keeps between steps, and what it needs on top of that within one."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,6 +49,7 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def _peak_on_cpu(run: Callable[[], object]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or it says on stderr that it starts and stops
+    gc.collect()  # garbage from before would be given back while it runs
     recorder: Any = profile(profile_memory=True)
     with recorder:
         run()

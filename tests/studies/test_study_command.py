@@ -24,7 +24,8 @@ STUDIES = {
 ROOT = Path(__file__).parents[2]
 RUNS = 36
 _START = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background is born deaf to it
 from lightning_stable.studies.engine import trial_store
 trial_store.BEAT_SECONDS, trial_store.PATIENCE_SECONDS = 0.1, 2.0
 from lightning_stable.studies.study_command import main
