@@ -95,6 +95,17 @@ def test_a_room_is_small_enough_to_know_by_heart(room):
     assert len(list(room.glob("*.py"))) <= 20
 
 
+def test_the_top_level_is_that_of_the_house():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    # what was unpacked and not cloned has nothing in it that is not part of the project
+    paths = listed.stdout.split("\0") if listed.returncode == 0 else [path.name for path in ROOT.iterdir()]
+    top = {path.split("/")[0] for path in paths if path and not path.startswith(".")}
+    assert top == {
+        *("lightning_stable", "notebooks", "recipes", "tests"),
+        *("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"),
+    }
+
+
 def test_no_file_knows_the_machine_it_was_written_on():
     homes = re.compile("|".join(f"/{folder}/" for folder in ("home", "Users", "root", "work", "opt")))
     folders = (PACKAGE, ROOT / "recipes", ROOT / "tests", ROOT / "notebooks")
