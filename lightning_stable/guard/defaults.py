@@ -35,8 +35,12 @@ def default_warnings() -> dict[str, Detector]:
 def default_ladder() -> list[Response]:
     """Return responses that always come to an end.
 
+    Ten bad steps cost ten batches, and going back costs up to `snapshot_every` good ones and cures only a bad state. Of
+    that only a long row of spikes speaks: in good data with bad batches strewn in, ten of which no two have ten good
+    ones between them do not come.
+
     Example:
         >>> [type(rung).__name__ for rung in default_ladder()]
         ['SkipStep', 'Rollback', 'ScaleLR', 'Halt']
     """
-    return [SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()]
+    return [SkipStep(times=10), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()]

@@ -10,11 +10,15 @@ from lightning_stable.guard.responses import Halt, Response
 class Ladder:
     """Climbs from rung to rung as incidents follow one another; `forgive_after` clean steps bring it back down.
 
+    A rung that went back is forgiven no sooner than the run has come beyond the place it went back from: if the spike
+    recurs there, going back has not helped, however many clean steps lie on the way.
+
     Side responses have budgets too, but act beside the rung that answers.
 
     Args:
         rungs: The responses, mildest first. After the last one's budget the run is halted.
-        forgive_after: Clean optimizer steps in a row after which all budgets are full again; `None` never forgives.
+        forgive_after: Clean optimizer steps in a row, replayed ones not counted, after which budgets are full again;
+            `None` never forgives.
         cooldown: Clean optimizer steps after a rollback, its replay not counted, within which a spike is answered by
             the rungs behind the one that went back.
 
@@ -82,13 +86,14 @@ class Ladder:
     def clean_step(self, is_replayed: bool = False) -> None:
         """Count a step without an incident."""
         self.escalation.clean_step()
+        if is_replayed:  # it was clean the first time, and says nothing new
+            return
         self._clean_steps += 1
-        if not is_replayed:
-            self._cooling = max(0, self._cooling - 1)
-        if self._clean_steps == self.forgive_after:
-            self._used = [0] * len(self.rungs)
-            self._cooling = 0
-            self.escalation.forget()
+        self._cooling = max(0, self._cooling - 1)
+        if self.forgive_after is not None and self._clean_steps >= self.forgive_after:
+            is_beyond = not self.escalation.repeats
+            both = zip(self.rungs, self._used, strict=True)
+            self._used = [used if rung.back and not is_beyond else 0 for rung, used in both]
 
     def state_dict(self) -> dict[str, Any]:
         """What was used up, and how far the last rollback still reaches."""
@@ -142,10 +147,6 @@ class Escalation:
     def clean_step(self) -> None:
         """One window further from the place."""
         self._windows_left = max(0, self._windows_left - 1)
-
-    def forget(self) -> None:
-        """All is forgiven."""
-        self._rollbacks = self._windows_left = 0
 
     def state_dict(self) -> dict[str, Any]:
         """How often it has fired, and how far the place still reaches."""

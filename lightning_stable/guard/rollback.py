@@ -18,10 +18,13 @@ class Rollback(Response):
     checkpoints: a resumed run begins with a new one, from which `skip` may lose fewer batches than the uninterrupted
     run does.
 
+    Steps that are replayed come out as they were. So `replay` takes back what a bad batch has done, and does not cure
+    a state that has gone bad on good ones: there, let a rung that skips come behind it.
+
     With `escalate` a rollback that has not helped is followed by a harder one. After a rollback over n steps, the
     spiked one included, a spike is *of the same place* if it comes in a step that is replayed, or within n clean steps
-    after that, and before `SpikeGuard(forgive_after=...)` clean steps. The k-th time in a row that the same place fires
-    again, k = 1, 2, ..., the rollback
+    after that. The k-th time in a row that the same place fires again, k = 1, 2, ..., whichever rungs have gone back,
+    the rollback
 
         goes to a snapshot k older than `back`,  and passes over  escalate * 2^(k-1)  batches of the loader
 

@@ -56,12 +56,13 @@ class SpikeGuard(Callback):
             any key that is logged in training. By default the first two,
             with `MedianDeviation` over 64 steps at 16 robust standard deviations, and floors of 0.15 for the loss and
             4 times the median for the gradient norm.
-        ladder: Responses, mildest first. By default 3 times `SkipStep`, 2 times `Rollback(escalate=8)`, 2 times
+        ladder: Responses, mildest first. By default 10 times `SkipStep`, 2 times `Rollback(escalate=8)`, 2 times
             `ScaleLR`, `Halt`.
         snapshot_every: Optimizer steps from one snapshot to the next, at least 1; each epoch begins with one. No
             snapshot is taken if the ladder holds neither `Rollback` nor `SkipData`.
         forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never. A
-            spike that so many good steps follow did no harm, and the next one is a new one.
+            spike that so many good steps follow did no harm, and the next one is a new one. A rung that went
+            back is available again when the run has also come beyond the place of the last rollback.
         snapshots: How many snapshots of the running epoch are kept, at least as many as the ladder's largest `back`.
             `None` keeps that many, and one more if a rung escalates.
         snapshot_to: Where snapshots of a model on CUDA live: `host` is pinned memory of the machine, which the model
@@ -92,7 +93,7 @@ class SpikeGuard(Callback):
         >>> from lightning_stable.guard import Halt, Rollback, ScaleLR, SkipStep
         >>> guard = SpikeGuard(
         ...     watch={"loss": MedianDeviation(min_rise=0.15), "grad_norm": MedianDeviation(min_ratio=4.0)},
-        ...     ladder=[SkipStep(times=3), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()],
+        ...     ladder=[SkipStep(times=10), Rollback(times=2, escalate=8), ScaleLR(factor=0.5, times=2), Halt()],
         ...     snapshot_every=50,
         ... )
         >>> guard.incidents
@@ -106,7 +107,7 @@ class SpikeGuard(Callback):
         watch: dict[str, Detector] | None = None,
         ladder: list[Response] | None = None,
         snapshot_every: int = 50,
-        forgive_after: int | None = 25,
+        forgive_after: int | None = 10,
         snapshots: int | None = None,
         snapshot_to: Literal["device", "host"] = "host",
         max_bytes: int | None = None,

@@ -208,15 +208,22 @@ def _of_the_ladder(guard: Any, incidents: Sequence[Any], steps: dict[int, StepRe
     if ladder is None:
         return
     used, previous = [0] * len(ladder.rungs), None
+    place = replayed = 0  # steps until the run is where it has rolled back from, and those it does once more
     for incident in incidents:
-        if previous is not None and ladder.forgive_after is not None:
+        if previous is not None:
             between = range(previous + 1, incident.step)
-            clean = sum(number not in steps or steps[number].has_stepped for number in between)
-            used = [0] * len(used) if clean >= ladder.forgive_after else used
+            clean = sum(number not in steps or steps[number].has_stepped for number in between) - replayed
+            place = max(0, place - clean)
+            if ladder.forgive_after is not None and clean >= ladder.forgive_after:
+                used = [n if rung.back and place else 0 for rung, n in zip(ladder.rungs, used, strict=True)]
         index = next((index for index, rung in enumerate(ladder.rungs) if used[index] < rung.times), None)
         expected = "Halt" if index is None else type(ladder.rungs[index]).__name__
+        replayed = 0
         if index is not None:
             used[index] += 1
+            rung = ladder.rungs[index]
+            place = incident.steps_rolled_back + 1 if rung.back else place
+            replayed = incident.steps_rolled_back if rung.needs_replay else 0
         if incident.response != expected:
             yield f"By the ladder's budgets the answer should have been {expected}: {incident}. Report a bug."
         previous = incident.step

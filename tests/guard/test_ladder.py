@@ -98,12 +98,13 @@ def test_the_cooldown_after_a_rollback_is_for_the_rungs_behind_it():
     assert climbed(ladder, 1) == ["SkipStep"]
 
 
-def test_a_new_rollback_begins_the_cooldown_anew_and_forgiving_ends_it():
-    ladder = Ladder([Rollback(times=1), SkipData(times=1), SkipStep(times=9)], forgive_after=3, cooldown=9)
+def test_a_new_rollback_begins_the_cooldown_anew_and_only_its_end_ends_it():
+    ladder = Ladder([Rollback(times=1), SkipData(times=1), SkipStep(times=9)], forgive_after=3, cooldown=5)
     assert climbed(ladder, 3) == ["Rollback", "SkipData", "SkipStep"]
-    for _ in range(3):
-        ladder.clean_step()
-    assert climbed(ladder, 1) == ["Rollback"]
+    for expected in ("SkipStep", "Rollback"):
+        for _ in range(4):
+            ladder.clean_step()
+        assert climbed(ladder, 1) == [expected]
 
 
 def test_a_place_is_the_same_for_as_many_steps_as_it_was_rolled_back_over():
@@ -124,14 +125,29 @@ def test_a_place_is_the_same_for_as_many_steps_as_it_was_rolled_back_over():
     assert escalation.repeats == 1  # another place
 
 
-def test_what_is_forgiven_is_no_longer_the_same_place():
-    ladder = Ladder([Rollback(times=1), Halt()], forgive_after=2)
-    ladder.climb()
-    ladder.escalation.rolled_back(windows=50, replayed=0)
-    ladder.clean_step()
-    assert ladder.escalation.repeats == 1
-    ladder.clean_step()
-    assert ladder.escalation.repeats == 0
+def test_going_back_is_forgiven_beyond_the_place_and_the_other_rungs_before():
+    ladder = Ladder([SkipStep(times=1), Rollback(times=1), ScaleLR(times=1), Halt()], forgive_after=2)
+    assert climbed(ladder, 3) == ["SkipStep", "Rollback", "ScaleLR"]
+    ladder.escalation.rolled_back(windows=9, replayed=0)
+    for clean_steps, expected in (
+        (1, ["Halt"]),
+        (2, ["SkipStep", "ScaleLR", "Halt"]),
+        (5, ["SkipStep", "ScaleLR", "Halt"]),
+        (1, ["Halt"]),
+        (2, ["SkipStep", "Rollback", "ScaleLR", "Halt"]),
+    ):
+        for _ in range(clean_steps):
+            ladder.clean_step()
+        assert climbed(ladder, len(expected)) == expected
+
+
+def test_a_replay_forgives_nothing():
+    ladder = Ladder([SkipStep(times=1), Rollback(times=1), Halt()], forgive_after=2)
+    assert climbed(ladder, 2) == ["SkipStep", "Rollback"]
+    ladder.escalation.rolled_back(windows=5, replayed=4)
+    for _ in range(4):
+        ladder.clean_step(is_replayed=True)
+    assert climbed(ladder, 1) == ["Halt"]
 
 
 def test_cooldown_and_escalation_survive_a_state_dict():

@@ -265,7 +265,7 @@ def test_the_default_ladder_escalates():
     with pytest.raises(TrainingHalted):
         run(make_batches(40, set(range(9, 40))), [guarded], epochs=1)
     told = [(one.response, one.batches_passed_over) for one in guarded.incidents]
-    skips, rollbacks = [("SkipStep", 0)] * 3, [("Rollback", 0), ("Rollback", 8)]
+    skips, rollbacks = [("SkipStep", 0)] * 10, [("Rollback", 0), ("Rollback", 8)]
     assert told == [*skips, *rollbacks, ("ScaleLR", 0), ("ScaleLR", 0), ("Halt", 0)]
 
 

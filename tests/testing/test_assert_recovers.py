@@ -178,7 +178,7 @@ def test_an_overflow_is_the_scalers_to_answer():
 )
 @pytest.mark.parametrize("forgive_after", [None, 3])
 def test_the_budgets_of_a_ladder_are_followed(ladder, forgive_after):
-    faults = [InjectFault("nan_loss", step=step) for step in (2, 3, 4, 9)]
+    faults = [InjectFault("nan_loss", step=step) for step in (2, 3, 4, 11)]
     run = recover(guard(*ladder, forgive_after=forgive_after), *faults, count=24)
     assert len(run.incidents) == 4
     assert (run.incidents[3].response == "SkipStep") == (forgive_after == 3 or "ScaleLR" not in str(ladder))
