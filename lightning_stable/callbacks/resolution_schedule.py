@@ -13,15 +13,15 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
+from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import log_scalars, logging_step
 from lightning_stable._lightning.trainer import callbacks_of, log_every_n_steps
 from lightning_stable._lightning.training_batches import change_training_batches
+from lightning_stable.callbacks.batches.schedule_increments import set_increments
 from lightning_stable.functional.batch_contents import replace_tensors
 from lightning_stable.functional.low_frequency_crop import low_frequency_crop
 from lightning_stable.optim.step_gate import StepGate
-from lightning_stable.schedules.profile_lr import ProfileLR
 from lightning_stable.schedules.scaling_rules import scale_lr
 
 _USER = "resolution_schedule"
@@ -44,9 +44,10 @@ class ResolutionSchedule(Callback):
     accumulation, as no loader can be asked for larger ones in mid-run: with A = 4 and more, A_k rounds little. Where a
     stage begins in the middle of an epoch, its first step may be of fewer batches.
 
-    Where the run is as long as `Trainer(max_epochs=...)` says, a `ProfileLR` in steps goes on by micro-batches / A, so
-    that it ends with the run. Other schedules in steps see fewer steps than planned. In a run of `max_steps` a step is
-    a step. Validation has full images. The model must take images of all these sizes.
+    Where the run is as long as `Trainer(max_epochs=...)` says, a `ProfileLR` that is stepped with the optimizer goes on
+    by micro-batches / A in steps, and by their share of the epoch in epochs, so that it ends with the run. Other
+    schedules of interval "step" see fewer steps than planned. In a run of `max_steps` a step is a step. Validation has
+    full images. The model must take images of all these sizes.
 
     Logs `stability/resolution_scale` and `stability/batch_scale` (A_k / A), every `Trainer(log_every_n_steps=...)`
     steps.
@@ -119,15 +120,11 @@ class ResolutionSchedule(Callback):
         self._enter(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count what makes up the step."""
+        """Count what makes up the step, and tell schedules what it amounts to when it ends with this batch."""
         self._micro_batches = 1 if self._step_begins else self._micro_batches + 1
-        self._step_begins = False
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Tell schedules that count steps how many of theirs this one is."""
-        self._step_begins = True
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            self._set_increments(trainer, self._micro_batches / self._full_window)
+        self._step_begins = not progress.is_accumulating(trainer)  # the next one; a guard may leave out this one
+        if self._step_begins:
+            self._tell_schedules(trainer, self._micro_batches)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -154,7 +151,7 @@ class ResolutionSchedule(Callback):
 
     def _plan(self, trainer: Trainer) -> None:
         """Where each stage but the first begins, in epochs or in steps."""
-        by_epochs = trainer.max_epochs is not None and trainer.max_epochs >= 0
+        by_epochs = _is_bound_by_epochs(trainer)
         self._in_epochs = self.epochs is not None or (self.steps is None and by_epochs)
         given = self.epochs if self.epochs is not None else self.steps
         if given is not None:
@@ -178,10 +175,12 @@ class ResolutionSchedule(Callback):
         for gate in self._gates:
             gate.scales[_USER] = factor
 
-    def _set_increments(self, trainer: Trainer, increment: float) -> None:
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ProfileLR) and config.scheduler.unit == "steps":
-                config.scheduler.increment = increment
+    def _tell_schedules(self, trainer: Trainer, micro_batches: int) -> None:
+        if not _is_bound_by_epochs(trainer):
+            return
+        set_increments(trainer, "steps", micro_batches / self._full_window)
+        if math.isfinite(trainer.num_training_batches):
+            set_increments(trainer, "epochs", micro_batches / trainer.num_training_batches)
 
     # The images
 
@@ -239,10 +238,14 @@ class ResolutionSchedule(Callback):
             return
         self._undo.close()
         self._undo = None
-        self._set_increments(trainer, 1)
+        self._tell_schedules(trainer, self._full_window)
         for gate in self._gates:
             gate.detach(user=_USER)
         self._gates = []
+
+
+def _is_bound_by_epochs(trainer: Trainer) -> bool:
+    return trainer.max_epochs is not None and trainer.max_epochs >= 0
 
 
 def _check_scales(scales: list[float], multiple_of: int, keys: list[str] | None) -> None:

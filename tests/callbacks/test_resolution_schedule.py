@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from itertools import accumulate
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import ResolutionSchedule
+from lightning_stable.callbacks import ResolutionSchedule, TrainingBudget
 from lightning_stable.detectors import NonFinite
 from lightning_stable.functional import low_frequency_crop
-from lightning_stable.guard import Halt, Rollback, SkipStep, SpikeGuard
+from lightning_stable.guard import Halt, Rollback, SkipData, SkipStep, SpikeGuard
 from lightning_stable.schedules import Linear, ProfileLR
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -26,11 +27,11 @@ def write_elsewhere(tmp_path, monkeypatch):
 
 
 class Classifier(LightningModule):
-    def __init__(self, scheduled=False):
+    def __init__(self, scheduled=False, interval="step", **schedule):
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(1, 3, 3, padding=1)
-        self.scheduled = scheduled
+        self.scheduled, self.interval, self.schedule = scheduled, interval, schedule
         self.seen, self.val_shapes = [], []
 
     def loss(self, batch):
@@ -47,8 +48,9 @@ class Classifier(LightningModule):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         if not self.scheduled:
             return optimizer
-        schedule = ProfileLR(optimizer, Linear(), total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        settings = self.schedule or {"total_steps": int(self.trainer.estimated_stepping_batches)}
+        schedule = ProfileLR(optimizer, Linear(), **settings)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}
 
 
 class Watch(Callback):
@@ -193,6 +195,27 @@ def test_a_schedule_in_steps_ends_with_the_run_and_not_before():
     assert schedule.increment == 1
 
 
+def test_the_first_step_of_a_warmup_has_the_rate_of_its_end():
+    model = Classifier(True, total_steps=48, warmup_steps=16)
+    _, _, watch = fit(ResolutionSchedule(lr_rule="sqrt"), model=model)
+    assert watch.rates[:5] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.1 * 2**0.5])
+
+
+def test_a_schedule_that_is_stepped_once_an_epoch_goes_on_by_one():
+    _, trainer, watch = fit(ResolutionSchedule(), model=Classifier(True, interval="epoch", total_steps=3))
+    assert watch.rates == pytest.approx(4 * [0.1] + 8 * [0.1 * 2 / 3] + 16 * [0.1 / 3])
+    assert trainer.lr_scheduler_configs[0].scheduler.position == 3
+
+
+@pytest.mark.parametrize(("unit", "total", "a_batch"), [("epochs", 3, 1 / 16), ("samples", 96, 2)])
+def test_a_schedule_in_epochs_or_samples_ends_with_the_run_as_well(unit, total, a_batch):
+    model = Classifier(True, unit=unit, total_steps=total)
+    _, trainer, watch = fit(ResolutionSchedule(), model=model, extra=[TrainingBudget(unit="samples")])
+    assert trainer.lr_scheduler_configs[0].scheduler.position == pytest.approx(total)
+    used = [a_batch * count for count in accumulate([0, *watch.steps[:-1]])]
+    assert watch.rates == pytest.approx([0.1 * (1 - done / total) for done in used])
+
+
 def test_in_a_run_of_steps_a_step_is_a_step():
     _, trainer, _ = fit(
         ResolutionSchedule([0.5, 1.0], steps=[4]), model=Classifier(scheduled=True), max_epochs=-1, max_steps=12
@@ -241,6 +264,15 @@ def test_beside_a_guard_a_bad_window_leaves_no_trace(response):
     clean, _, _ = guarded([*IMAGES[:4], *IMAGES[8:]])
     assert trainer.global_step == 3
     assert torch.equal(spiked.conv.weight, clean.conv.weight)
+
+
+def test_windows_that_a_guard_passes_over_are_not_part_of_the_next_step():
+    guard = SpikeGuard(watch={"loss": NonFinite()}, ladder=[SkipData(batches=4), Halt()], snapshot_every=1)
+    broken = {**IMAGES[5], "pixels": IMAGES[5]["pixels"] * float("nan")}
+    images = [*IMAGES[:5], broken, *IMAGES[6:]]
+    _, trainer, _ = fit(ResolutionSchedule([0.5]), images, Classifier(True), [guard], max_epochs=1)
+    assert trainer.global_step == 2
+    assert trainer.lr_scheduler_configs[0].scheduler.position == 8
 
 
 def test_nothing_is_left_behind_when_fit_breaks_off():
