@@ -121,6 +121,10 @@ class ResolutionSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count what makes up the step, and tell schedules what it amounts to when it ends with this batch."""
+        if self._step_begins and batch_idx % trainer.accumulate_grad_batches:
+            # Lightning zeroes those of the last step at multiples alone, and another stage may begin in between
+            for optimizer in trainer.optimizers:
+                pl_module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
         self._micro_batches = 1 if self._step_begins else self._micro_batches + 1
         self._step_begins = not progress.is_accumulating(trainer)  # the next one; a guard may leave out this one
         if self._step_begins:

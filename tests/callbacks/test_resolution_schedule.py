@@ -131,6 +131,20 @@ def test_epochs_and_steps_can_be_named_and_shares_be_unequal():
     assert watch.steps == 4 * [4] + 12 * [1]
 
 
+@pytest.mark.parametrize(("scales", "windows"), [([0.75, 1.0], [7, 4, 4, 4]), ([1.0, 0.75], [4, 7, 7, 7])])
+def test_where_a_stage_begins_in_mid_epoch_no_gradient_of_the_last_step_is_left(scales, windows):
+    class Even(Classifier):
+        def training_step(self, batch, batch_idx):
+            return self.conv.bias.sum()
+
+        def on_before_optimizer_step(self, optimizer):
+            self.seen.append(self.conv.bias.grad.tolist())
+
+    model, _, watch = fit(ResolutionSchedule(scales, steps=[1]), model=Even(), max_epochs=1, accumulate_grad_batches=4)
+    shares = [count / window for count, window in zip(watch.steps, windows, strict=True)]
+    assert model.seen == [pytest.approx([share] * 3) for share in shares]
+
+
 def test_images_are_resized_as_the_method_says_and_nothing_else_is():
     bilinear, _, _ = fit(ResolutionSchedule([0.5, 1.0], epochs=[1]), max_epochs=1)
     low, _, _ = fit(ResolutionSchedule([0.5, 1.0], epochs=[1], method="low_frequency"), max_epochs=1)
