@@ -18,6 +18,7 @@ from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import log_scalars, logging_step
 from lightning_stable._lightning.trainer import callbacks_of, log_every_n_steps
 from lightning_stable._lightning.training_batches import change_training_batches
+from lightning_stable.callbacks.adaptive_batch_size import AdaptiveBatchSize
 from lightning_stable.callbacks.batches.schedule_increments import set_increments
 from lightning_stable.functional.batch_contents import replace_tensors
 from lightning_stable.functional.low_frequency_crop import low_frequency_crop
@@ -66,8 +67,8 @@ class ResolutionSchedule(Callback):
 
     Raises:
         ValueError: If an argument is out of its bounds; from `fit`, if a batch has no images, or the run has no length.
-        RuntimeError: From `fit`, with manual optimization, DeepSpeed, a `GradientAccumulationScheduler`, or a
-            `training_step` that takes a `dataloader_iter`.
+        RuntimeError: From `fit`, with manual optimization, DeepSpeed, `AdaptiveBatchSize`, a
+            `GradientAccumulationScheduler`, or a `training_step` that takes a `dataloader_iter`.
 
     Example:
         >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -231,11 +232,12 @@ class ResolutionSchedule(Callback):
             )
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             raise RuntimeError("`ResolutionSchedule` cannot change DeepSpeed's accumulation. Use another strategy.")
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer)):
-            raise RuntimeError(
-                "`ResolutionSchedule` and `GradientAccumulationScheduler` both set `accumulate_grad_batches`. Leave "
-                "one of them out."
-            )
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, GradientAccumulationScheduler | AdaptiveBatchSize):
+                raise RuntimeError(
+                    f"`ResolutionSchedule` and `{type(callback).__name__}` both set `accumulate_grad_batches`. Leave "
+                    "one of them out."
+                )
 
     def _leave(self, trainer: Trainer) -> None:
         if self._undo is None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import ResolutionSchedule, TrainingBudget
+from lightning_stable.callbacks import AdaptiveBatchSize, ResolutionSchedule, TrainingBudget
 from lightning_stable.detectors import NonFinite
 from lightning_stable.functional import low_frequency_crop
 from lightning_stable.guard import Halt, Rollback, SkipData, SkipStep, SpikeGuard
@@ -325,8 +325,9 @@ class Manual(Classifier):
 def test_what_cannot_work_is_refused():
     with pytest.raises(RuntimeError, match=r"`ResolutionSchedule` accumulates batches, and leaves that to Lightning"):
         fit(ResolutionSchedule(), model=Manual())
-    with pytest.raises(RuntimeError, match=r"`ResolutionSchedule` and `GradientAccumulationScheduler` both set"):
-        fit(ResolutionSchedule(), extra=[GradientAccumulationScheduler({0: 2})])
+    for rival in (GradientAccumulationScheduler({0: 2}), AdaptiveBatchSize()):
+        with pytest.raises(RuntimeError, match=rf"`ResolutionSchedule` and `{type(rival).__name__}` both set"):
+            fit(ResolutionSchedule(), extra=[rival])
     with pytest.raises(ValueError, match=r"`ResolutionSchedule\(shares=...\)` needs to know how long the run is\. Set"):
         fit(ResolutionSchedule(), max_epochs=-1)
     no_images = [{"pixels": torch.rand(2, 8), "targets": torch.tensor([0, 1])}] * 4
