@@ -129,7 +129,9 @@ class ResolutionSchedule(Callback):
         self._micro_batches = 1 if self._step_begins else self._micro_batches + 1
         self._step_begins = not progress.is_accumulating(trainer)  # the next one; a guard may leave out this one
         if self._step_begins:
-            self._tell_schedules(trainer, self._micro_batches)
+            # an epoch's last step counts whole, however few batches are left for it: so the run's length was reckoned
+            missing = -(batch_idx + 1) % self._full_window if progress.is_last_batch(trainer) else 0
+            self._tell_schedules(trainer, self._micro_batches, missing)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -180,10 +182,10 @@ class ResolutionSchedule(Callback):
         for gate in self._gates:
             gate.scales[_USER] = factor
 
-    def _tell_schedules(self, trainer: Trainer, micro_batches: int) -> None:
+    def _tell_schedules(self, trainer: Trainer, micro_batches: int, missing: int = 0) -> None:
         if not _is_bound_by_epochs(trainer):
             return
-        set_increments(trainer, "steps", micro_batches / self._full_window)
+        set_increments(trainer, "steps", (micro_batches + missing) / self._full_window)
         if math.isfinite(trainer.num_training_batches):
             set_increments(trainer, "epochs", micro_batches / trainer.num_training_batches)
 

@@ -221,6 +221,14 @@ def test_a_schedule_that_is_stepped_once_an_epoch_goes_on_by_one():
     assert trainer.lr_scheduler_configs[0].scheduler.position == 3
 
 
+def test_it_does_so_if_epochs_are_no_multiples_of_the_batch():
+    model = Classifier(scheduled=True)
+    _, trainer, watch = fit(ResolutionSchedule([0.5, 1.0]), IMAGES[:9], model, max_epochs=2, accumulate_grad_batches=2)
+    assert watch.steps == [8, 1, 2, 2, 2, 2, 1]
+    assert trainer.lr_scheduler_configs[0].scheduler.position == 10
+    assert watch.rates == pytest.approx([0.1 * (1 - used / 10) for used in (0, 4, 5, 6, 7, 8, 9)])
+
+
 @pytest.mark.parametrize(("unit", "total", "a_batch"), [("epochs", 3, 1 / 16), ("samples", 96, 2)])
 def test_a_schedule_in_epochs_or_samples_ends_with_the_run_as_well(unit, total, a_batch):
     model = Classifier(True, unit=unit, total_steps=total)
