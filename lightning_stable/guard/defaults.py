@@ -36,8 +36,8 @@ def default_ladder() -> list[Response]:
     """Return responses that always come to an end.
 
     Ten bad steps cost ten batches, and going back costs up to `snapshot_every` good ones and cures only a bad state. Of
-    that only a long row of spikes speaks: in good data with bad batches strewn in, ten of which no two have ten good
-    ones between them do not come.
+    that only a long row of spikes speaks: where one batch in ten is bad, eleven of which no two neighbours have five
+    good ones between them come once in some 40,000 steps; where half of the steps spike, at once.
 
     Example:
         >>> [type(rung).__name__ for rung in default_ladder()]

@@ -169,10 +169,11 @@ class GuardedSteps:
 
     def _count_clean_step(self) -> None:
         window, recovery = self._window, self._recovery
-        alarms = self._signals.accept(window.readings)
-        self._reports.warnings(self._trainer, self._pl_module, recovery, window, alarms)
-        self._ladder.clean_step(recovery.replays.is_on)
-        recovery.clean_step()
+        if window.has_gradient:  # else nothing has moved, and nothing is known of the state
+            alarms = self._signals.accept(window.readings)
+            self._reports.warnings(self._trainer, self._pl_module, recovery, window, alarms)
+            self._ladder.clean_step(recovery.replays.is_on)
+            recovery.clean_step()
         self._resumed.after_step(recovery, window)
         if window.is_spike:  # the weights have gone too far since the resume
             sides = self._ladder.side_responses()

@@ -10,9 +10,6 @@ from lightning_stable.guard.responses import Halt, Response
 class Ladder:
     """Climbs from rung to rung as incidents follow one another; `forgive_after` clean steps bring it back down.
 
-    A rung that went back is forgiven no sooner than the run has come beyond the place it went back from: if the spike
-    recurs there, going back has not helped, however many clean steps lie on the way.
-
     Side responses have budgets too, but act beside the rung that answers.
 
     Args:
@@ -90,10 +87,8 @@ class Ladder:
             return
         self._clean_steps += 1
         self._cooling = max(0, self._cooling - 1)
-        if self.forgive_after is not None and self._clean_steps >= self.forgive_after:
-            is_beyond = not self.escalation.repeats
-            both = zip(self.rungs, self._used, strict=True)
-            self._used = [used if rung.back and not is_beyond else 0 for rung, used in both]
+        if self._clean_steps == self.forgive_after:
+            self._used = [0] * len(self.rungs)
 
     def state_dict(self) -> dict[str, Any]:
         """What was used up, and how far the last rollback still reaches."""

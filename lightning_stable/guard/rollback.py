@@ -23,8 +23,8 @@ class Rollback(Response):
 
     With `escalate` a rollback that has not helped is followed by a harder one. After a rollback over n steps, the
     spiked one included, a spike is *of the same place* if it comes in a step that is replayed, or within n clean steps
-    after that. The k-th time in a row that the same place fires again, k = 1, 2, ..., whichever rungs have gone back,
-    the rollback
+    after that, whether the ladder has forgiven or not. The k-th time in a row that the same place fires again, k = 1,
+    2, ..., whichever rungs have gone back, the rollback
 
         goes to a snapshot k older than `back`,  and passes over  escalate * 2^(k-1)  batches of the loader
 

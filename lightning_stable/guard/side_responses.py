@@ -99,9 +99,10 @@ class SaveBatch(SideResponse):
         folder: Where, below the run's directory (the logger's, or the Trainer's `default_root_dir`), which it may not
             leave.
         times: How often before clean steps fill its budget again, at least 1. Each costs the disk one batch.
+        max_files: How many steps the folder may hold, of each rank, at least 1; the incidents of later ones say so.
 
     Raises:
-        ValueError: If `times` is below 1, or, from `fit`, if `folder` lies outside the run's directory.
+        ValueError: If `times` or `max_files` is below 1, or, from `fit`, if `folder` lies outside the run's directory.
 
     Example:
         >>> from lightning_stable.guard import Halt, SkipStep, SpikeGuard
@@ -110,9 +111,12 @@ class SaveBatch(SideResponse):
 
     needs_batches = True
 
-    def __init__(self, folder: str = "spikes", times: int = 3) -> None:
+    def __init__(self, folder: str = "spikes", times: int = 3, max_files: int = 100) -> None:
         super().__init__(times)
+        if max_files < 1:
+            raise ValueError(f"`SaveBatch(max_files=...)` must be at least 1, got {max_files}.")
         self.folder = folder
+        self.max_files = max_files
         self._target = Path(folder)
 
     def prepare(self, trainer: Trainer) -> None:
@@ -127,6 +131,9 @@ class SaveBatch(SideResponse):
     def act(self, scene: Scene) -> None:
         """Write both files."""
         rank = f"_rank{scene.trainer.global_rank}" if scene.trainer.world_size > 1 else ""
+        if sum(1 for _ in self._target.glob(f"step{'[0-9]' * 8}{rank}.pt")) >= self.max_files:
+            scene.incident.notes.append(f"batch not saved: `SaveBatch(max_files={self.max_files})`")
+            return
         path = self._target / f"step{scene.incident.step:08d}{rank}.pt"
         try:
             notes = write_step(path, scene.trainer, scene.pl_module, scene.incident, vars(scene))

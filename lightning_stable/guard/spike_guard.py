@@ -60,9 +60,9 @@ class SpikeGuard(Callback):
             `ScaleLR`, `Halt`.
         snapshot_every: Optimizer steps from one snapshot to the next, at least 1; each epoch begins with one. No
             snapshot is taken if the ladder holds neither `Rollback` nor `SkipData`.
-        forgive_after: Clean optimizer steps in a row after which the whole ladder is available again; `None` never. A
-            spike that so many good steps follow did no harm, and the next one is a new one. A rung that went
-            back is available again when the run has also come beyond the place of the last rollback.
+        forgive_after: Clean optimizer steps in a row, replayed ones not counted, after which the whole ladder is
+            available again; `None` never. A spike that so many good steps follow did no harm, and the next one is a new
+            one. With the default ladder, a run of which one batch in ten is bad loses these and nothing else.
         snapshots: How many snapshots of the running epoch are kept, at least as many as the ladder's largest `back`.
             `None` keeps that many, and one more if a rung escalates.
         snapshot_to: Where snapshots of a model on CUDA live: `host` is pinned memory of the machine, which the model
@@ -107,7 +107,7 @@ class SpikeGuard(Callback):
         watch: dict[str, Detector] | None = None,
         ladder: list[Response] | None = None,
         snapshot_every: int = 50,
-        forgive_after: int | None = 10,
+        forgive_after: int | None = 5,
         snapshots: int | None = None,
         snapshot_to: Literal["device", "host"] = "host",
         max_bytes: int | None = None,

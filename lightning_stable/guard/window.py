@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_stable.guard.incident import WARNING, Incident
 from lightning_stable.guard.responses import Response
-from lightning_stable.guard.signals import Anomaly
+from lightning_stable.guard.signals import GRAD_NORM, LOSS, Anomaly
 from lightning_stable.guard.step_reading import StepReading, describe
 
 
@@ -60,6 +60,11 @@ class Window:
     def is_vetoed(self) -> bool:
         """Whether the optimizers are kept from moving."""
         return self.response is not None and self.response.vetoes
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any optimizer had one: not where a scaler has found overflows, or `training_step` gave no loss."""
+        return LOSS in self.readings or any(norm for key, norm in self.readings.items() if key.startswith(GRAD_NORM))
 
     def count(self, step: StepReading) -> None:
         """Add what was not finite in one optimizer's step."""

@@ -172,7 +172,7 @@ def test_a_clipped_step_has_the_typical_norm_and_is_a_step_like_any_other(settin
 @pytest.mark.parametrize("how", ["nan", "first step"])
 def test_what_cannot_be_clipped_goes_to_the_next_rung_and_costs_nothing(how):
     bad = {0} if how == "first step" else {7}
-    guarded = guard(ClipStep(times=1), SkipStep(times=9))
+    guarded = guard(ClipStep(times=1), SkipStep(times=9), forgive_after=None)
     run(make_batches(COUNT, bad), [guarded], epochs=1)
     assert [incident.response for incident in guarded.incidents] == ["SkipStep"]
     assert guarded._ladder.state_dict()["used"] == [0, 1, 0]

@@ -50,6 +50,16 @@ def test_each_acts_as_long_as_it_has_budget(tmp_path):
     assert [incident.step for incident in TOLD] == [3, 5]
 
 
+def test_a_folder_holds_so_many_batches_and_no_more(tmp_path):
+    ladder = [SaveBatch(times=9, max_files=2), SkipStep(times=9)]
+    guarded = guard(*ladder)
+    run(make_batches(COUNT, {3, 5, 7}), [guarded], default_root_dir=tmp_path, epochs=1)
+    assert len(list((tmp_path / "spikes").glob("*.pt"))) == 2
+    assert [any("max_files=2" in note for note in one.notes) for one in guarded.incidents] == [False, False, True]
+    with pytest.raises(ValueError, match=r"`SaveBatch\(max_files=...\)` must be at least 1, got 0"):
+        SaveBatch(max_files=0)
+
+
 # Notify
 
 

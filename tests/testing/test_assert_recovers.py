@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_stable.guard import Halt, Rollback, ScaleLR, SkipStep, SpikeGuard
+from lightning_stable.guard import ClipStep, Halt, Notify, Rollback, SaveBatch, ScaleLR, SkipStep, SpikeGuard
 from lightning_stable.testing import InjectFault, assert_recovers
 from tests.faulty_runs import Batches, ManualNet, Net, make_batches
 from tests.guard.test_spike_guard import TwoOptimizers, guard, scaler_plugin
@@ -182,6 +182,32 @@ def test_the_budgets_of_a_ladder_are_followed(ladder, forgive_after):
     run = recover(guard(*ladder, forgive_after=forgive_after), *faults, count=24)
     assert len(run.incidents) == 4
     assert (run.incidents[3].response == "SkipStep") == (forgive_after == 3 or "ScaleLR" not in str(ladder))
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        lambda: guard(SaveBatch(), Notify(lambda incident: None), SkipStep(times=9)),
+        lambda: guard(ClipStep(), SkipStep(times=9)),
+        lambda: guard(Rollback(times=9), SkipStep(times=9), cooldown=9),
+        lambda: guard(SkipStep(times=1, count_skipped=True), Rollback(times=1), ScaleLR(times=9), snapshot_every=3),
+    ],
+    ids=["side responses", "one that does not apply", "cooldown", "counted skips"],
+)
+def test_a_rung_that_others_pass_by_is_none_that_should_have_answered(guarded):
+    faults = [InjectFault("nan_loss", step=step) for step in (2, 4, 11)]
+    assert len(recover(guarded(), *faults, count=24).incidents) == 3
+
+
+def test_more_of_one_answer_than_the_ladder_holds_is_named():
+    class Spender(SpikeGuard):
+        @property
+        def ladder(self):
+            return SpikeGuard(ladder=[ClipStep(times=9), SkipStep(times=1)])._ladder
+
+    faults = [InjectFault("nan_loss", step=step) for step in (3, 4)]
+    with pytest.raises(AssertionError, match=r"The ladder's budgets hold 1 of these in a row: step 4"):
+        recover(Spender(), *faults)
 
 
 def test_an_answer_that_the_budget_does_not_hold_is_named():
