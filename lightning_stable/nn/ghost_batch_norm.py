@@ -149,14 +149,15 @@ def convert_ghost_batchnorm(module: Module, ghost_size: int = 128) -> Module:
     Deviations: none. `SyncBatchNorm` is left alone, it has the statistics of all ranks on purpose.
 
     Args:
-        module: Its BatchNorm1d, 2d and 3d are replaced.
+        module: Its BatchNorm1d, 2d and 3d are replaced, under all the names that one has.
         ghost_size: Samples of a ghost. Default: the paper's.
 
     Returns:
         `module`, or what replaces it if it is a BatchNorm itself.
 
     Raises:
-        ValueError: If `ghost_size` is below 1, or a lazy BatchNorm has not seen its first batch.
+        ValueError: If `ghost_size` is below 1, a lazy BatchNorm has not seen its first batch, or a subclass has a
+            `forward` of its own (timm's `BatchNormAct2d` has its activation there); nothing is replaced then.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -164,6 +165,8 @@ def convert_ghost_batchnorm(module: Module, ghost_size: int = 128) -> Module:
         'GhostBatchNorm'
     """
     _require_whole("convert_ghost_batchnorm", ghost_size=ghost_size)
+    for child in module.modules():  # before any is replaced
+        _refuse(child)
     return _converted(module, ghost_size, {})
 
 
@@ -171,8 +174,9 @@ def _converted(module: Module, ghost_size: int, done: dict[nn.Module, nn.Module]
     if module in done:
         return done[module]  # pyright: ignore[reportReturnType]  # a BatchNorm that is there twice is one
     done[module] = new = _ghost(module, ghost_size) if _is_batch_norm(module) else module
-    for name, child in list(module.named_children()):
-        setattr(new, name, _converted(child, ghost_size, done))
+    for name, child in list(module._modules.items()):  # every name: `named_children` has a module once per parent
+        if child is not None:
+            setattr(new, name, _converted(child, ghost_size, done))
     return new  # pyright: ignore[reportReturnType]
 
 
@@ -180,13 +184,26 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and not isinstance(module, GhostBatchNorm | nn.SyncBatchNorm)
 
 
+def _refuse(module: nn.Module) -> None:
+    """Refuse a BatchNorm that `GhostBatchNorm` is no replacement for."""
+    if not _is_batch_norm(module):
+        return
+    name = type(module).__name__
+    if getattr(module.forward, "__func__", None) is not _BatchNorm.forward:
+        raise ValueError(
+            f"`convert_ghost_batchnorm(module=...)` must have no BatchNorm with a `forward` of its own, got {name}: "
+            "what it does beside, such as its activation, would be lost. Build the model with torch's BatchNorm, or "
+            "convert the parts without it."
+        )
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise ValueError(
+            f"`convert_ghost_batchnorm(module=...)` must have no {name} that has not seen a batch. Send one through it "
+            "first."
+        )
+
+
 def _ghost(norm: nn.Module, ghost_size: int) -> GhostBatchNorm:
     assert isinstance(norm, _BatchNorm)
-    if any(is_lazy(tensor) for tensor in (*norm.parameters(), *norm.buffers())):
-        raise ValueError(
-            f"`convert_ghost_batchnorm(module=...)` must have no {type(norm).__name__} that has not seen a batch. Send "
-            "one through it first."
-        )
     new = GhostBatchNorm(
         norm.num_features, ghost_size, norm.eps, norm.momentum, affine=False, track_running_stats=False
     )

@@ -220,6 +220,34 @@ def test_a_batch_norm_that_is_there_twice_stays_one():
     assert model[0] is model[1][0]
 
 
+def test_a_batch_norm_with_two_names_in_one_parent_is_replaced_under_both():
+    shared = nn.BatchNorm1d(3)
+    model = convert_ghost_batchnorm(nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared))
+    assert isinstance(model[1], GhostBatchNorm)
+    assert model[1] is model[3]
+    model.register_module("none", None)
+    assert convert_ghost_batchnorm(model) is model
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input).relu()
+
+
+def test_a_batch_norm_that_does_more_is_refused_before_anything_is_replaced():
+    model = nn.Sequential(nn.BatchNorm2d(3), Activated(3))
+    with pytest.raises(ValueError, match=r"no BatchNorm with a `forward` of its own, got Activated: .* activation"):
+        convert_ghost_batchnorm(model)
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_a_batch_norm_by_another_name_is_replaced():
+    class Renamed(nn.BatchNorm2d):
+        pass
+
+    assert isinstance(convert_ghost_batchnorm(Renamed(3)), GhostBatchNorm)
+
+
 def test_no_statistics_stay_none():
     new = convert_ghost_batchnorm(nn.BatchNorm1d(3, affine=False, track_running_stats=False))
     assert new.running_mean is None
