@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """BatchNorm with the statistics of small batches inside of a large one."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,10 @@ class GhostBatchNorm(_BatchNorm):
         cut = len(input) - last
         if cut == 0:
             return self._normalised(input, 1)
-        first = self._normalised(input[:cut], ghosts)
-        return torch.cat([first, self._normalised(input[cut:], 1)]) if last else first
+        output = self._normalised(input[:cut], ghosts)
+        if last:
+            output = torch.cat([output, self._normalised(input[cut:], 1)])
+        return output.contiguous(memory_format=_memory_format(input))
 
     def _ghosts(self, input: Tensor) -> tuple[int, int]:
         """How many ghosts of `ghost_size` samples there are, and how many samples the last one has beside them."""
@@ -117,14 +119,16 @@ class GhostBatchNorm(_BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        before = 0 if self.momentum is not None else int(self.num_batches_tracked)
-        self.num_batches_tracked.add_(len(means))
-        kept, shares = 1.0, []
-        for ghost in reversed(range(len(means))):  # what comes later makes less of what came before
-            share = 1.0 / (before + ghost + 1) if self.momentum is None else self.momentum
-            shares.append(kept * share)
-            kept *= 1.0 - share
-        weights = means.new_tensor(shares[::-1])
+        ghosts = len(means)
+        self.num_batches_tracked.add_(ghosts)
+        settings: Any = {"dtype": torch.promote_types(means.dtype, torch.float32), "device": means.device}
+        if self.momentum is None:  # the mean over all; a count that was read would have to be waited for
+            total = self.num_batches_tracked.to(**settings)
+            kept, weights = (total - ghosts) / total, (1.0 / total).expand(ghosts)
+        else:  # what comes later makes less of what came before
+            kept = (1.0 - self.momentum) ** ghosts
+            weights = self.momentum * (1.0 - self.momentum) ** torch.arange(ghosts - 1, -1, -1, **settings)
+        weights = weights.to(means.dtype)
         self.running_mean.mul_(kept).add_(weights @ means)
         self.running_var.mul_(kept).add_(weights @ variances)
 
@@ -168,6 +172,12 @@ def convert_ghost_batchnorm(module: Module, ghost_size: int = 128) -> Module:
     for child in module.modules():  # before any is replaced
         _refuse(child)
     return _converted(module, ghost_size, {})
+
+
+def _memory_format(input: Tensor) -> torch.memory_format:
+    """That of the output, which the convolutions after it are spared a copy by."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.ndim, torch.contiguous_format)
+    return channels_last if input.is_contiguous(memory_format=channels_last) else torch.contiguous_format
 
 
 def _converted(module: Module, ghost_size: int, done: dict[nn.Module, nn.Module]) -> Module:

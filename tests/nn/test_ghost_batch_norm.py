@@ -163,6 +163,32 @@ def test_channels_last_and_other_strides_give_the_same(count):
     torch.testing.assert_close(norm(x), other(x.transpose(2, 3).contiguous().transpose(2, 3)))
 
 
+@pytest.mark.parametrize("count", [4, 8, 24, 27])
+@pytest.mark.parametrize(("kind", "layout"), [("2d", torch.channels_last), ("3d", torch.channels_last_3d)])
+def test_channels_stay_last(kind, layout, count):
+    x = inputs(kind, count, torch.float32)
+    assert GhostBatchNorm(5, 8)(x.to(memory_format=layout)).is_contiguous(memory_format=layout)
+    assert GhostBatchNorm(5, 8)(x).is_contiguous()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_nothing_is_read_from_a_device(momentum):
+    norm = GhostBatchNorm(5, 8, momentum=momentum, device="meta")  # which has no values
+    assert norm(inputs("2d", 24, torch.float32).to("meta")).shape == (24, 5, 4, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_the_host_waits_for_no_device(momentum):
+    norm, x = GhostBatchNorm(5, 8, momentum=momentum, device="cuda"), inputs("2d", 27, torch.float32).cuda()
+    norm(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norm(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inputs_keep_their_type_and_the_statistics_theirs(dtype):
     norm = GhostBatchNorm(5, 8)
