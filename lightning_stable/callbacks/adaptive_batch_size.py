@@ -52,7 +52,9 @@ class AdaptiveBatchSize(Callback):
     `accumulate_grad_batches` grows first, from one optimizer step to the next. When it has come to `max_accumulation`,
     the loader's batch grows, between epochs, if `max_loader_batch_size` allows it and module, its `hparams` or data
     module have the attribute `batch_size`, from which `train_dataloader` makes the loader; it is set on every rank.
-    An epoch's last step is as long as there are batches left, and its gradient is a mean as well.
+    An epoch's last step is as long as there are batches left, and its gradient is a mean as well. Where the loader has
+    no length, Lightning divides it by the whole window as ever; it is not measured, and neither are steps with a batch
+    that `training_step` returned `None` for.
 
     Schedules go on as if the batch had not grown: those of interval "step" are moved on by as many steps as the first
     batch size would have made of the same data (`increment` of a `ProfileLR` in steps or epochs; others are stepped so

@@ -122,6 +122,36 @@ def test_a_last_batch_of_another_size_is_not_measured(size):
     assert trainer.global_step == 3
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Nobody knows how long it is."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+class Holey(Noisy):
+    """Every fifth batch has no loss."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 5 == 0 else super().training_step(batch, batch_idx)
+
+
+def test_the_last_window_of_a_stream_is_not_measured():
+    data, settings = samples(92, seed=3), {"accumulate_grad_batches": 3, "max_accumulation": 1}
+    cut, _, _ = grown(loader=torch.utils.data.DataLoader(Stream(data), batch_size=4), **settings)  # 2 batches are left
+    whole, _, _ = grown(data=data[:84], **settings)
+    assert cut.state_dict()["sums"] == whole.state_dict()["sums"]
+
+
+@pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+def test_a_window_with_a_batch_without_a_loss_is_not_measured():
+    callback, _, _ = grown(data=samples(84), model=Holey(), accumulate_grad_batches=3, max_accumulation=1)
+    assert callback.state_dict()["measurements"] == 2  # of 7
+
+
 # Learning rate and schedules
 
 

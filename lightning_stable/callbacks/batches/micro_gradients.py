@@ -74,6 +74,9 @@ class MicroGradients:
     def finish(self, trainer: Trainer) -> tuple[GradientNoise, int] | None:
         """The noise, and the samples of a micro-batch; `None` if nothing is to be said. All ranks must call this.
 
+        Nothing is said of a window that was cut short, where the loader ended unforeseen or `training_step` returned
+        `None`: its gradient is divided by more micro-batches than it is the sum of, and is no mean.
+
         To be called when the last micro-batch has been added, and averaged over the ranks, and nobody has changed it.
         """
         self.detach()
@@ -85,7 +88,8 @@ class MicroGradients:
         squares = factor**2 * sum(float(total) for total in self._squares)
         along = factor**2 * self._squares_along(gradients) / mean_square if mean_square else 0.0
         sizes = self._samples
-        own = [squares, along, len(sizes), sum(sizes), sum(size**2 for size in sizes), float(bool(self.unusable))]
+        is_unusable = bool(self.unusable) or len(sizes) < self._length
+        own = [squares, along, len(sizes), sum(sizes), sum(size**2 for size in sizes), float(is_unusable)]
         squares, along, count, samples, squared_samples, unusable = sum_over_ranks(trainer, own)
         if unusable or count < 2 or count * squared_samples != samples**2:  # of several sizes, as at an epoch's end
             return None

@@ -112,6 +112,17 @@ def test_one_micro_batch_says_nothing_and_neither_do_sizes_that_differ_or_nan():
     assert fit(Net(2, step=lambda net, batch: net.loss(batch) * torch.nan), 2) is None
 
 
+def test_a_window_that_is_cut_short_says_nothing():
+    net = Net(4)
+    micro = MicroGradients(net.parameters(), length=4)
+    for start in (0, 3, 6):  # of 4
+        micro.begin_backward()
+        (net.loss(DATA[start : start + 3]) / 4).backward()
+        micro.end_backward(samples=3)
+    assert micro.finish(Trainer(accelerator="cpu", **QUIET)) is None
+    assert micro.unusable == ""
+
+
 def test_gradients_that_are_asked_for_elsewhere_do_not_count():
     def with_penalty(net, batch):
         loss = net.loss(batch)
