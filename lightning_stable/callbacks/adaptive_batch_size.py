@@ -222,13 +222,13 @@ class AdaptiveBatchSize(Callback):
                 keeps_directions = self._growth.test != "norm"
                 self._micro = MicroGradients(parameters, self._windows.length, keeps_directions)
         if not progress.is_accumulating(trainer):
-            batches = self._windows.count
-            before = self._growth.first_steps(self._batches, is_last=False)
-            after = self._growth.first_steps(self._batches + batches, progress.is_last_batch(trainer))
+            batches, of = self._windows.count, trainer.num_training_batches
+            before = self._growth.first_steps(self._batches, of, is_last=False)
+            after = self._growth.first_steps(self._batches + batches, of, progress.is_last_batch(trainer))
             self._step = (batches, after - before)
             set_increments(trainer, "steps", after - before)
             if self._growth.first_epoch_batches:
-                whole = self._growth.first_steps(self._growth.first_epoch_batches, is_last=True)
+                whole = self._growth.first_steps(self._growth.first_epoch_batches, of, is_last=True)
                 set_increments(trainer, "epochs", (after - before) / whole)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -75,11 +75,11 @@ def fit(*callbacks, data=None, model=None, batch_size=4, ckpt_path=None, loader=
 EAGER = {"every_n_steps": 1, "eta": 0.5}  # 160 samples are what theory asks for
 
 
-def grown(batch_size=4, **settings):
+def grown(batch_size=4, probe=None, **settings):
     """A run; which arguments are the callback's, its signature knows."""
     known = inspect.signature(AdaptiveBatchSize).parameters
     arguments = {name: settings.pop(name) for name in list(settings) if name in known}
-    callback, probe = AdaptiveBatchSize(**{**EAGER, **arguments}), Probe()
+    callback, probe = AdaptiveBatchSize(**{**EAGER, **arguments}), probe or Probe()
     trainer = fit(callback, probe, batch_size=batch_size, **settings)
     return callback, probe, trainer
 
@@ -106,10 +106,7 @@ class Data(LightningDataModule):
         return DataLoader(self.data, batch_size=4 if self.fixed else self.batch_size, **self.settings)
 
 
-def loader_grown(data, model=None, ckpt_path=None, max_epochs=6, probe=None, **arguments):
-    callback = AdaptiveBatchSize(
-        **{**EAGER, "eta": 0.1, "max_accumulation": 2, "max_loader_batch_size": 35, **arguments}
-    )
-    probe = probe or Probe()
-    trainer = fit(callback, probe, loader=data, model=model, max_epochs=max_epochs, ckpt_path=ckpt_path)
-    return callback, probe, trainer
+def loader_grown(data, model=None, ckpt_path=None, max_epochs=6, probe=None, **settings):
+    """As `grown`, with a loader that may become larger."""
+    arguments = {"eta": 0.1, "max_accumulation": 2, "max_loader_batch_size": 35, **settings}
+    return grown(loader=data, model=model, ckpt_path=ckpt_path, max_epochs=max_epochs, probe=probe, **arguments)

@@ -6,7 +6,18 @@ import torch
 
 from lightning_stable.callbacks import AdaptiveBatchSize
 from lightning_stable.guard import Rollback, SkipStep, SpikeGuard
-from tests.callbacks.noisy_runs import EAGER, Data, Noisy, Probe, counting, fit, linear, loader_grown, samples
+from tests.callbacks.noisy_runs import (
+    EAGER,
+    Data,
+    Noisy,
+    Probe,
+    counting,
+    fit,
+    linear,
+    loader_grown,
+    one_cycle,
+    samples,
+)
 
 # The loader
 
@@ -31,6 +42,18 @@ def test_schedules_end_with_the_data_also_where_epochs_end_in_a_smaller_batch(se
     _, _, trainer = loader_grown(Data(**settings), model=Noisy(counting))
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert scheduler.position == scheduler.total_steps
+
+
+@pytest.mark.parametrize("limit", [12, 40])
+@pytest.mark.parametrize("schedule", [counting, one_cycle])
+def test_schedules_end_with_the_run_also_where_an_epoch_keeps_its_number_of_batches(schedule, limit):
+    settings = {"max_accumulation": 1, "limit_train_batches": limit, "max_loader_batch_size": 8}
+    _, probe, trainer = loader_grown(Data(), model=Noisy(schedule), max_epochs=5, **settings)
+    assert 8 in probe.sizes
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.position if schedule is counting else scheduler.last_epoch) == 5 * limit
+    if limit == 12 and schedule is counting:
+        assert probe.rates == sorted(set(probe.rates), reverse=True)  # it never stands still
 
 
 def test_the_cap_holds_for_the_loader_too():

@@ -124,12 +124,17 @@ class BatchGrowth:
         self.loader, self.wanted = wanted, 0.0
         return self.first_loader_batch_size * wanted
 
-    def first_steps(self, batches: int, is_last: bool) -> int:
-        """How many optimizer steps the first batch size would have made of an epoch's first `batches`."""
+    def first_steps(self, batches: int, of: float, is_last: bool) -> int:
+        """How many optimizer steps the first batch size would have made of `batches` of an epoch `of` so many.
+
+        Once the loader has grown, they are the same share of an epoch; `limit_train_batches` may keep it as long.
+        """
         if self.loader == 1:
             return -(-batches // self.first_accumulation)
         whole = -(-self.first_epoch_batches // self.first_accumulation)
-        return whole if is_last else min(whole, -(-batches * self.loader // self.first_accumulation))
+        if is_last:
+            return whole
+        return min(whole, math.ceil(batches * self.first_epoch_batches / (of * self.first_accumulation)))
 
     def lr_scale(self, rule: Literal["linear", "sqrt"] | None) -> float:
         """The factor on the learning rate."""

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import math
 
 import pytest
@@ -85,13 +86,21 @@ def test_the_loader_grows_when_accumulation_cannot():
 def test_first_steps_of_an_epoch_add_up_to_what_they_were(accumulated, batches):
     growth = BatchGrowth(first_accumulation=accumulated, first_epoch_batches=batches)
     whole = math.ceil(batches / accumulated)
-    assert growth.first_steps(batches, is_last=True) == whole
-    assert growth.first_steps(accumulated, is_last=False) == 1
+    assert growth.first_steps(batches, of=batches, is_last=True) == whole
+    assert growth.first_steps(accumulated, of=batches, is_last=False) == 1
     for growth.loader in (2, 3, 5, 20):
         later = math.ceil(batches / growth.loader)
-        steps = [growth.first_steps(batch, batch == later) for batch in range(later + 1)]
+        steps = [growth.first_steps(batch, later, batch == later) for batch in range(later + 1)]
         assert steps == sorted(steps)
         assert (steps[0], steps[-1]) == (0, whole)
+
+
+@pytest.mark.parametrize("epoch", [12, 11, 8, 6])
+def test_a_limited_epoch_uses_its_first_steps_up_at_its_end(epoch):
+    growth = BatchGrowth(first_epoch_batches=12, loader=2)
+    steps = [growth.first_steps(batch, epoch, batch == epoch) for batch in range(epoch + 1)]
+    assert (steps[0], steps[-1]) == (0, 12)
+    assert all(1 <= after - before <= 2 for before, after in itertools.pairwise(steps))
 
 
 def test_its_state_goes_on_where_it_was_and_is_a_copy():
