@@ -14,7 +14,12 @@ from lightning_stable._lightning.accumulation import AccumulationWindows, make_l
 from lightning_stable._lightning.loggers import log_scalars
 from lightning_stable.callbacks.batches.batch_counts import count_samples
 from lightning_stable.callbacks.batches.batch_growth import BatchGrowth
-from lightning_stable.callbacks.batches.batch_refusals import check_arguments, refuse_trainer, refuse_training
+from lightning_stable.callbacks.batches.batch_refusals import (
+    check_arguments,
+    refuse_trainer,
+    refuse_training,
+    refuse_validation,
+)
 from lightning_stable.callbacks.batches.micro_gradients import MicroGradients
 from lightning_stable.callbacks.batches.schedule_increments import set_increments, step_others_again
 from lightning_stable.functional.gradient_noise import BatchTest, GradientNoise
@@ -83,8 +88,8 @@ class AdaptiveBatchSize(Callback):
     Raises:
         ValueError: If an argument is out of its bounds.
         RuntimeError: With manual optimization, sharded parameters, an optimizer that needs a closure, callbacks that
-            set `accumulate_grad_batches`, schedulers of another frequency than 1, a loader that does not grow, or if a
-            checkpoint began with another batch.
+            set `accumulate_grad_batches`, schedulers of another frequency than 1, a loader that does not grow or would
+            leave an epoch fewer batches than `val_check_interval`, or if a checkpoint began with another batch.
 
     Example:
         >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -175,6 +180,8 @@ class AdaptiveBatchSize(Callback):
         refuse_training(trainer, growth.max_loader_batch_size is not None)
         if growth.loader == 1 and math.isfinite(trainer.num_training_batches):
             growth.first_epoch_batches = int(trainer.num_training_batches)
+        if growth.max_loader_batch_size is not None:
+            refuse_validation(trainer, growth.first_epoch_batches // growth.largest_loader)
         self._windows = AccumulationWindows(trainer)
         self._gate = StepGate.attach(trainer.optimizers[0], user=_USER)
         self._gate.before_step[_USER] = self._before_step

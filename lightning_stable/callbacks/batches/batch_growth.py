@@ -83,6 +83,13 @@ class BatchGrowth:
         """Micro-batches per optimizer step."""
         return self.first_accumulation * self.accumulation
 
+    @property
+    def largest_loader(self) -> int:
+        """How many times as large the loader's batch may become."""
+        if self.max_loader_batch_size is None:
+            return 1
+        return max(1, self.max_loader_batch_size // self.first_loader_batch_size)
+
     def batch_size(self, ranks: int) -> int:
         """Samples per optimizer step over all ranks; 0 before the first measurement."""
         return self.samples * self.length * ranks
@@ -115,7 +122,7 @@ class BatchGrowth:
         if self.max_loader_batch_size is None or not exhausted or not batch or self.wanted <= batch:
             return 0
         wanted = math.ceil(self.loader * self.wanted / batch)
-        wanted = min(wanted, self.max_loader_batch_size // self.first_loader_batch_size)
+        wanted = min(wanted, self.largest_loader)
         if self.max_batch_size is not None:
             wanted = min(wanted, self.loader * self.max_batch_size // batch)
         if wanted <= self.loader:

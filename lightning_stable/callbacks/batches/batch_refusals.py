@@ -130,6 +130,30 @@ def refuse_training(trainer: Trainer, grows_loader: bool) -> None:
         )
 
 
+def refuse_validation(trainer: Trainer, fewest_batches: int) -> None:
+    """Refuse a validation every so many batches that a later epoch may not have: Lightning would end the run there.
+
+    Args:
+        trainer: The trainer in its `on_train_start`.
+        fewest_batches: Of an epoch, once the loader's batch is as large as it may become.
+
+    Raises:
+        RuntimeError: If an epoch may become shorter.
+
+    Example:
+        >>> quiet = dict(logger=False, enable_checkpointing=False)
+        >>> refuse_validation(Trainer(accelerator="cpu", val_check_interval=16, **quiet), fewest_batches=20)
+    """
+    every = trainer.val_check_interval
+    within_epochs = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if isinstance(every, int) and within_epochs and every > fewest_batches:
+        raise RuntimeError(
+            f"`AdaptiveBatchSize(max_loader_batch_size=...)` may leave an epoch {fewest_batches} batches, fewer than "
+            f"the {every} of `Trainer(val_check_interval=...)`. Set it to a share of an epoch, such as 0.5, or "
+            "`check_val_every_n_epoch=None`, or allow the loader less."
+        )
+
+
 def _require(name: str, value: Any, holds: bool, bound: str) -> None:
     if not holds:
         raise ValueError(f"`AdaptiveBatchSize({name}=...)` must be {bound}, got {value!r}.")

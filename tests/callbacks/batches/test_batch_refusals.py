@@ -87,6 +87,15 @@ def test_a_loader_that_cannot_grow_is_refused():
         loader_grown(Data(batch_size=None))
 
 
+def test_a_validation_every_so_many_batches_that_later_epochs_may_not_have_is_refused():
+    message = r"may leave an epoch 6 batches, fewer than the 7 of `Trainer\(val_check_interval=...\)`. .* share"
+    with pytest.raises(RuntimeError, match=message):  # 50 batches, and up to 8 times as large ones
+        loader_grown(Data(), val_check_interval=7)
+    loader_grown(Data(), val_check_interval=6)
+    loader_grown(Data(), val_check_interval=7, check_val_every_n_epoch=None)
+    loader_grown(Data(), val_check_interval=7, max_loader_batch_size=None, max_epochs=1)
+
+
 def test_a_checkpoint_that_began_with_another_batch_is_refused(tmp_path):
     _, _, trainer = grown(max_steps=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
