@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -68,17 +69,21 @@ def _at(batch: Any, key: str | None) -> Any:
     return batch
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return
+    seen = {} if seen is None else seen
+    if id(value) in seen:  # an object may hold itself
+        return
+    seen[id(value)] = value  # as long as it is kept, no other has its id
     for child in _children(value).values():
-        yield from _tensors(child)
+        yield from _tensors(child, seen)
 
 
 def _children(value: Any) -> dict[str, Any]:
-    """What is in a container, by name; nothing is in a text, a number or a tensor."""
-    if isinstance(value, Tensor | str | bytes):
+    """What is in a container, by name; nothing is in a text, a number, a tensor, a class or a member of an `Enum`."""
+    if isinstance(value, Tensor | str | bytes | type | Enum):
         return {}
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}
@@ -86,7 +91,7 @@ def _children(value: Any) -> dict[str, Any]:
         return {**{str(index): item for index, item in enumerate(value)}, **value._asdict()}
     if isinstance(value, list | tuple):
         return {str(index): item for index, item in enumerate(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     data = getattr(value, "data", None)  # HuggingFace's BatchEncoding is no Mapping, but holds one
     if isinstance(data, Mapping):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +44,28 @@ def test_samples_are_the_first_axis_of_the_first_tensor_that_has_one(batch):
 def test_where_no_tensor_has_axes_there_is_no_count(batch):
     assert count_samples(batch) is None
     assert count_tokens(batch) is None
+
+
+class Task(Enum):
+    TEXT = 1
+    IMAGES = 2
+
+
+@pytest.mark.parametrize(
+    "other", [Task.TEXT, Task, Batch, datetime(2024, 1, 1), Path(), torch.float32, slice(1)], ids=str
+)
+def test_what_holds_no_tensor_is_passed_over(other):
+    assert count_samples({"other": other, "pixels": PIXELS}) == 4
+    assert count_tokens([other, IDS]) == 15
+
+
+def test_an_object_that_holds_itself_is_looked_at_once():
+    node = SimpleNamespace(parent=None, pixels=PIXELS)
+    node.parent = SimpleNamespace(children=[node])
+    assert count_samples(node) == 4
+    chain = []
+    chain.append(chain)
+    assert count_samples(chain) is None
 
 
 def test_an_empty_batch_has_no_samples_and_no_tokens():
