@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_setattr
 from torch import Tensor
 
 from lightning_stable._lightning import progress
@@ -20,6 +19,7 @@ from lightning_stable.callbacks.batches.batch_refusals import (
     refuse_training,
     refuse_validation,
 )
+from lightning_stable.callbacks.batches.loader_batch_size import LoaderBatchSize
 from lightning_stable.callbacks.batches.micro_gradients import MicroGradients
 from lightning_stable.callbacks.batches.schedule_increments import set_increments, step_others_again
 from lightning_stable.functional.gradient_noise import BatchTest, GradientNoise
@@ -136,6 +136,7 @@ class AdaptiveBatchSize(Callback):
         self._reading: tuple[GradientNoise, int] | None = None
         self._step: tuple[int, int] | None = None  # batches and first steps that the step under way is made of
         self._measured = self._has_warned = False
+        self._loader: LoaderBatchSize | None = None
         self._windows: AccumulationWindows | None = None
         self._gate: StepGate | None = None
 
@@ -154,25 +155,24 @@ class AdaptiveBatchSize(Callback):
         refuse_trainer(trainer, pl_module, grows_loader)
         self._growth = BatchGrowth(**self._settings, first_accumulation=trainer.accumulate_grad_batches)
         if grows_loader:
-            self._growth.first_loader_batch_size = _loader_batch_size(pl_module)
+            self._loader = LoaderBatchSize(trainer, pl_module)
+            self._growth.first_loader_batch_size = self._loader.first
         self._ranks = trainer.world_size
         self._steps_taken = self._batches = 0
         self._outgrown = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run has the loader that it was saved with."""
-        growth = self._growth
-        here = {"accumulate_grad_batches": (growth.first_accumulation, trainer.accumulate_grad_batches)}
+        growth, now = self._growth, trainer.accumulate_grad_batches
+        if growth.first_accumulation != now:
+            raise RuntimeError(
+                "The checkpoint of `AdaptiveBatchSize` is of a run that began with `accumulate_grad_batches` "
+                f"{growth.first_accumulation}, but now it is {now}. Resume with what the run began with: growth is "
+                "counted from there."
+            )
         if growth.first_loader_batch_size:
-            here["batch_size"] = (growth.first_loader_batch_size, _loader_batch_size(pl_module))
-        for name, (then, now) in here.items():
-            if then != now:
-                raise RuntimeError(
-                    f"The checkpoint of `AdaptiveBatchSize` is of a run that began with `{name}` {then}, but now it is "
-                    f"{now}. Resume with what the run began with: growth is counted from there."
-                )
-        if growth.loader > 1:
-            lightning_setattr(pl_module, "batch_size", growth.first_loader_batch_size * growth.loader)
+            self._loader = self._loader or LoaderBatchSize(trainer, pl_module)
+            self._loader.resume(growth.first_loader_batch_size, growth.loader)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where windows end, and stand in front of the optimizer's step."""
@@ -192,21 +192,22 @@ class AdaptiveBatchSize(Callback):
         before = self._growth.samples
         size = self._growth.grow_loader(self._ranks)
         if size:
+            assert self._loader is not None
             self._outgrown = before
-            lightning_setattr(pl_module, "batch_size", size)
+            self._loader.set(size)
             make_loader_again(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave trainer, optimizer and module as they were found."""
-        self._leave(pl_module)
+        self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave trainer, optimizer and module as they were found."""
-        self._leave(pl_module)
+        self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, optimizer and module as they were found."""
-        self._leave(pl_module)
+        self._leave()
 
     # One step
 
@@ -315,20 +316,14 @@ class AdaptiveBatchSize(Callback):
         self._micro = self._reading = self._step = None
         self._measured = False
 
-    def _leave(self, pl_module: LightningModule) -> None:
+    def _leave(self) -> None:
         self._forget_step()
         if self._windows is not None:
             self._windows.detach()
             self._windows = None
-            if self._growth.loader > 1:
-                lightning_setattr(pl_module, "batch_size", self._growth.first_loader_batch_size)
+        if self._loader is not None:
+            self._loader.restore()
+            self._loader = None
         if self._gate is not None:
             self._gate.detach(user=_USER)
             self._gate = None
-
-
-def _loader_batch_size(pl_module: LightningModule) -> int:
-    size: Any = lightning_getattr(pl_module, "batch_size")
-    if not isinstance(size, int) or size < 1:
-        raise RuntimeError(f"`AdaptiveBatchSize` needs a `batch_size` that is a whole number, got {size!r}.")
-    return size

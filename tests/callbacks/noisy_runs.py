@@ -6,6 +6,7 @@ import math
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_stable.callbacks import AdaptiveBatchSize
@@ -66,7 +67,7 @@ def fit(*callbacks, data=None, model=None, batch_size=4, ckpt_path=None, loader=
         accelerator="cpu", callbacks=list(callbacks), **{"devices": 1, "max_epochs": 1, **quiet, **settings}
     )
     model = model or Noisy()
-    if loader is None:
+    if loader is None and not is_overridden("train_dataloader", model):
         loader = DataLoader(samples(800) if data is None else data, batch_size=batch_size)
     trainer.fit(model, loader, ckpt_path=ckpt_path)
     return trainer

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_stable.callbacks import AdaptiveBatchSize
 from lightning_stable.guard import Rollback, SkipStep, SpikeGuard
@@ -80,6 +81,52 @@ def test_a_resumed_run_has_the_loader_that_it_was_saved_with(tmp_path):
     assert torch.equal(straight.weight, resumed.weight)
     assert again.sizes == probe.sizes[-len(again.sizes) :]
     assert again.sizes[0] > 4
+
+
+class Module(Noisy):
+    """Makes its loader from its `hparams`."""
+
+    def __init__(self, batch_size=4):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self):
+        return DataLoader(samples(200), batch_size=self.hparams.batch_size)
+
+    validation_step = Noisy.training_step
+
+    def val_dataloader(self):
+        return DataLoader(samples(8), batch_size=4)
+
+
+class SaveLarger(Probe):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            assert pl_module.hparams.batch_size > 4
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_module_that_is_loaded_from_a_checkpoint_with_its_larger_loader_is_resumed(tmp_path):
+    straight = Module()
+    _, probe, _ = loader_grown(None, straight, probe=SaveLarger(tmp_path / "last.ckpt"))
+    resumed = Module.load_from_checkpoint(tmp_path / "last.ckpt")
+    _, again, _ = loader_grown(None, resumed, ckpt_path=tmp_path / "last.ckpt")
+    assert again.sizes == probe.sizes[-len(again.sizes) :]
+    assert torch.equal(straight.weight, resumed.weight)
+    assert straight.hparams.batch_size == resumed.hparams.batch_size == 4
+
+
+def test_a_resume_that_fails_before_training_leaves_the_batch_size_as_it_was(tmp_path):
+    loader_grown(None, Module(), probe=SaveLarger(tmp_path / "last.ckpt"))
+    model = Module()
+    model.validation_step = lambda batch, batch_idx: 1 / 0
+    with pytest.raises(ZeroDivisionError):  # in the sanity check
+        loader_grown(None, model, ckpt_path=tmp_path / "last.ckpt")
+    assert model.hparams.batch_size == 4
 
 
 # The checkpoint and the guard
