@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_stable._lightning import progress
 from lightning_stable._lightning.loggers import log_scalars, logging_step
@@ -151,11 +152,13 @@ class TrainingBudget(Callback):
         self._has_counted = True
         if self.unit != "seconds":
             self._own += self._count(self._batch)
-        if pl_module.automatic_optimization and progress.is_accumulating(trainer):
-            return
-        self._of_step = self._read_clock(trainer) if self.unit == "seconds" else self._add_up(trainer)
-        for schedule in self._schedules:
-            set_increment(schedule, max(0, self._used + self._of_step - schedule.position))
+        if not (pl_module.automatic_optimization and progress.is_accumulating(trainer)):
+            self._end_window(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """A step is taken also where the last of its batches has no loss: then the others are added up here."""
+        if pl_module.automatic_optimization and self._of_step is None:
+            self._end_window(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -205,6 +208,12 @@ class TrainingBudget(Callback):
                 f"{_described(batch)}). Name {wanted} by `TrainingBudget(key=...)`."
             )
         return found
+
+    def _end_window(self, trainer: Trainer) -> None:
+        """Add up all ranks, and tell schedules."""
+        self._of_step = self._read_clock(trainer) if self.unit == "seconds" else self._add_up(trainer)
+        for schedule in self._schedules:
+            set_increment(schedule, max(0, self._used + self._of_step - schedule.position))
 
     def _add_up(self, trainer: Trainer) -> int:
         (total,) = sum_over_ranks(trainer, [self._own])

@@ -102,6 +102,21 @@ def test_what_is_used_is_logged_at_lightnings_pace_and_at_the_end():
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("without", [0, 1, 2])
+def test_batches_beside_one_without_a_loss_are_counted_wherever_it_is_in_its_window(without):
+    class Sometimes(Noisy):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 3 == without else super().training_step(batch, batch_idx)
+
+    budget = TrainingBudget(40)
+    _, seen, trainer = spent(budget, model=Sometimes(in_samples), accumulate_grad_batches=3)
+    assert budget.used == 40
+    assert trainer.global_step == 5
+    assert seen.positions[2::3] == [[8], [16], [24], [32], [40]]
+    assert trainer.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0]
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_batch_without_a_loss_uses_nothing():
     class Skips(Noisy):
         def training_step(self, batch, batch_idx):
