@@ -14,8 +14,8 @@ def batch_sequence_length(batch: Any, keys: Sequence[str] | None = None) -> int:
 
     Args:
         batch: Nested containers of tensors.
-        keys: Places of sequences [B, L, ...], as in `"tokens"` or `"0"`. `None`: the tensors with two axes, of which
-            the longest counts.
+        keys: Places of sequences [B, L, ...] and of masks [B, H, L, L], as in `"tokens"` or `"0"`. `None`: the tensors
+            with two axes, of which the longest counts.
 
     Raises:
         ValueError: If there are no sequences, or those that are named differ in length.
@@ -28,7 +28,9 @@ def batch_sequence_length(batch: Any, keys: Sequence[str] | None = None) -> int:
     tensors: list[Tensor] = []
     for place in [None] if keys is None else keys:
         _collect(batch, place, tensors)
-    lengths = {int(tensor.shape[1]) for tensor in tensors if (tensor.ndim == 2 if keys is None else tensor.ndim >= 2)}
+    shapes = [tensor.shape for tensor in tensors if (tensor.ndim == 2 if keys is None else tensor.ndim >= 2)]
+    lengths = {int(shape[1]) for shape in shapes if len(shape) < 4} or {int(shape[1]) for shape in shapes}
+    lengths |= {int(shape[1]) for shape in shapes if lengths.isdisjoint(shape[1:])}  # masks have it further back
     if not lengths:
         where = "of two axes [B, L]" if keys is None else f"[B, L, ...] at {', '.join(map(repr, keys))}"
         raise ValueError(f"The batch has no sequences {where}. Name the places of its sequences with `keys`.")
@@ -42,12 +44,13 @@ def truncate_sequences(batch: Any, length: int, keys: Sequence[str] | None = Non
 
     Without `keys`, L is `batch_sequence_length(batch)`, and cut are [B, L, ...] on its second axis, and of tensors with
     three axes or more where that is none, the last two as far as they are of size L: masks [B, L, L], [B, 1, L, L] and
-    [B, 1, 1, L], and [B, H, L, D].
+    [B, 1, 1, L]. Floats of four axes or more whose second is not 1 may be images of L x L pixels, and stay as they are:
+    [B, H, L, L] and [B, H, L, D] of floats have to be named.
 
     Args:
         batch: Nested containers of tensors.
         length: Positions that are left; a batch with fewer is returned as it is.
-        keys: Places of the tensors to cut, by the same rule. `None` is all of them.
+        keys: Places of the tensors to cut, by the same rule but for images. `None` is all of them.
 
     Raises:
         ValueError: If there are no sequences.
@@ -63,7 +66,7 @@ def truncate_sequences(batch: Any, length: int, keys: Sequence[str] | None = Non
         return batch
 
     def cut(tensor: Tensor) -> Tensor:
-        for axis in _axes(tensor, full):
+        for axis in _axes(tensor, full, is_named=keys is not None):
             tensor = tensor.narrow(axis, 0, length)
         return tensor.contiguous()  # for those who `view` it
 
@@ -105,7 +108,8 @@ def reshape_sequences(batch: Any, length: int, keys: Sequence[str] | None = None
     samples = _samples(batch, full, named)
 
     def reshaped(tensor: Tensor) -> Tensor:
-        axes = _axes(tensor, full) if keys is None or id(tensor) in sequences else []
+        is_named = id(tensor) in sequences
+        axes = _axes(tensor, full, is_named) if keys is None or is_named else []
         if axes not in ([], [1]):
             raise ValueError(
                 f"A mask of shape {tuple(tensor.shape)} cannot be cut into pieces. Leave it to the model, or truncate "
@@ -118,11 +122,13 @@ def reshape_sequences(batch: Any, length: int, keys: Sequence[str] | None = None
     return replace_tensors(batch, reshaped)
 
 
-def _axes(tensor: Tensor, full: int) -> list[int]:
+def _axes(tensor: Tensor, full: int, is_named: bool) -> list[int]:
     """The axes that are positions in a sequence of `full`."""
     last_two = [axis for axis in (tensor.ndim - 2, tensor.ndim - 1) if axis >= 1 and tensor.shape[axis] == full]
     if tensor.ndim >= 2 and tensor.shape[1] == full:
         return last_two if tensor.ndim == 3 and len(last_two) == 2 else [1]
+    if tensor.ndim >= 4 and tensor.is_floating_point() and tensor.shape[1] != 1 and not is_named:
+        return []  # images, as far as anybody can tell
     return last_two
 
 

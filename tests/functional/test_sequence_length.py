@@ -52,8 +52,19 @@ def test_a_batch_that_is_short_enough_is_returned_as_it_is(length):
 @pytest.mark.parametrize("case", MASKS)
 def test_masks_are_cut_on_the_axes_that_are_positions(case):
     before, after = MASKS[case]
-    new = truncate_sequences({"tokens": torch.zeros(2, 12), "mask": torch.ones(before)}, 5)
-    assert new["mask"].shape == after
+    mask = torch.ones(before)
+    assert truncate_sequences({"tokens": torch.zeros(2, 12), "mask": mask.bool()}, 5)["mask"].shape == after
+    if before != after:
+        assert truncate_sequences([torch.zeros(2, 12), mask], 5, ["0", "1"])[1].shape == after
+    if before[1] == 1 or len(before) == 3:
+        assert truncate_sequences([torch.zeros(2, 12), mask], 5)[1].shape == after
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 12), (2, 3, 4, 12, 12), (2, 4, 12, 7)])
+def test_images_stay_whole_also_where_they_are_as_large_as_a_sequence_is_long(shape):
+    old = {"tokens": torch.zeros(2, 12), "image": torch.rand(shape)}
+    assert torch.equal(truncate_sequences(old, 5)["image"], old["image"])
+    assert torch.equal(reshape_sequences(old, 6)["image"], old["image"].repeat_interleave(2, 0))
 
 
 def test_only_what_is_named_is_cut():
@@ -104,6 +115,7 @@ ONE, TWO, LONG = torch.zeros(1, 2), torch.zeros(1, 3), torch.zeros(2, 12)
         (lambda: batch_sequence_length({"x": torch.zeros(3)}, ["x"]), r"no sequences \[B, L, ...\] at 'x'"),
         (lambda: batch_sequence_length({"x": torch.zeros(3)}, ["y"]), r"`keys` must name a place .*, got 'y'"),
         (lambda: batch_sequence_length([ONE, TWO], ["0", "1"]), r"of one length, got \[2, 3\]"),
+        (lambda: batch_sequence_length([LONG, torch.zeros(2, 3, 7, 7)], ["0", "1"]), r"of one length, got \[3, 12\]"),
         (lambda: reshape_sequences([LONG], 5), r"`reshape_sequences\(length=...\)` must be a divisor .* 12, got 5"),
         (lambda: reshape_sequences([torch.zeros(2, 12)], 0), r"must be a divisor of the sequences' 12, got 0"),
         (
