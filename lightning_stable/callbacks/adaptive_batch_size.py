@@ -26,6 +26,7 @@ from lightning_stable.functional.gradient_noise import BatchTest, GradientNoise
 from lightning_stable.optim.step_gate import StepGate
 
 _USER = "adaptive_batch_size"
+_MOST_MISSED = 10  # measurements that came to nothing, in a row, before that is said
 
 
 class AdaptiveBatchSize(Callback):
@@ -49,6 +50,9 @@ class AdaptiveBatchSize(Callback):
     Deviations: micro-batches in the place of samples; S in the place of ||gbar||^2, which at a small batch is nearly
     all noise and hides that the batch is too small; averages; `max_growth`.
 
+    Where micro-batches differ in size, as sequences in buckets and graphs do, b is their harmonic mean in V, A and S,
+    and their mean where the batch is counted.
+
     Measured is on the way into `.grad`, before DDP averages: m = ranks x micro-batches, at the cost of the gradients'
     norms (and, but for `norm`, of up to 4 copies of them) in a measuring step. One rank with one micro-batch has
     nothing to compare: its measuring steps take two batches of the loader, also while the batch has not grown. For
@@ -59,7 +63,8 @@ class AdaptiveBatchSize(Callback):
     module have the attribute `batch_size`, from which `train_dataloader` makes the loader; it is set on every rank.
     An epoch's last step is as long as there are batches left, and its gradient is a mean as well. Where the loader has
     no length, Lightning divides it by the whole window as ever; it is not measured, and neither are steps with a batch
-    that `training_step` returned `None` for.
+    that `training_step` returned `None` for, and an epoch's last step where its batches differ in size. Where ten
+    measurements in a row come to nothing, a warning says so.
 
     Schedules go on as if the batch had not grown: those of interval "step" are moved on by as many steps as the first
     batch size would have made of the same data (`increment` of a `ProfileLR` in steps or epochs; others are stepped so
@@ -131,11 +136,12 @@ class AdaptiveBatchSize(Callback):
         self._steps_taken = 0
         self._batches = 0  # of this epoch, that optimizer steps were made of
         self._samples: int | None = None  # of the batch under way
-        self._outgrown: int | None = None  # what the loader's batches were before they grew
+        self._outgrown: tuple[int, float] | None = None  # samples and number of the loader's batches before it grew
         self._micro: MicroGradients | None = None
-        self._reading: tuple[GradientNoise, int] | None = None
+        self._reading: tuple[GradientNoise, float] | None = None
         self._step: tuple[int, int] | None = None  # batches and first steps that the step under way is made of
         self._measured = self._has_warned = False
+        self._missed = 0  # measurements that were due, since the last one
         self._loader: LoaderBatchSize | None = None
         self._windows: AccumulationWindows | None = None
         self._gate: StepGate | None = None
@@ -158,7 +164,7 @@ class AdaptiveBatchSize(Callback):
             self._loader = LoaderBatchSize(trainer, pl_module)
             self._growth.first_loader_batch_size = self._loader.first
         self._ranks = trainer.world_size
-        self._steps_taken = self._batches = 0
+        self._steps_taken = self._batches = self._missed = 0
         self._outgrown = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,7 +199,7 @@ class AdaptiveBatchSize(Callback):
         size = self._growth.grow_loader(self._ranks)
         if size:
             assert self._loader is not None
-            self._outgrown = before
+            self._outgrown = (before, trainer.num_training_batches)
             self._loader.set(size)
             make_loader_again(trainer)
 
@@ -218,7 +224,7 @@ class AdaptiveBatchSize(Callback):
         if batch_idx == 0:
             self._batches = 0
         self._samples = count_samples(batch)
-        self._check_loader()
+        self._check_loader(trainer)
         is_due = self._steps_taken % self.every_n_steps == 0
         alone = self._ranks == self._growth.length == 1
         self._windows.begin_batch(batch_idx, 2 if is_due and alone else self._growth.length)
@@ -226,6 +232,7 @@ class AdaptiveBatchSize(Callback):
             self._gate.scales[_USER] = self._growth.lr_scale(self.scale_lr)
             self._forget_step()
             if is_due:
+                self._count_missed()
                 parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
                 keeps_directions = self._growth.test != "norm"
                 self._micro = MicroGradients(parameters, self._windows.length, keeps_directions)
@@ -252,10 +259,9 @@ class AdaptiveBatchSize(Callback):
         if progress.is_accumulating(trainer):
             return
         micro, self._micro = self._micro, None
-        self._reading = micro.finish(trainer)
-        if micro.unusable and not self._has_warned:
-            self._has_warned = True
-            rank_zero_warn(f"`AdaptiveBatchSize` cannot measure, and the batch will not grow: {micro.unusable}.")
+        self._reading = micro.finish(trainer, ends_epoch=progress.is_last_batch(trainer))
+        if micro.unusable:
+            self._warn(micro.unusable)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -288,7 +294,7 @@ class AdaptiveBatchSize(Callback):
         self._steps_taken += 1
         if self._reading is not None:
             self._growth.measured(*self._reading, self._ranks)
-            self._reading, self._measured = None, True
+            self._reading, self._measured, self._missed = None, True, 0
 
     def _log(self, trainer: Trainer) -> None:
         growth = self._growth
@@ -301,14 +307,30 @@ class AdaptiveBatchSize(Callback):
             scalars["stability/lr_scale/adaptive_batch_size"] = growth.lr_scale(self.scale_lr)
         log_scalars(trainer, scalars)
 
-    def _check_loader(self) -> None:
-        outgrown, self._outgrown = self._outgrown, None
-        if outgrown is not None and self._samples is not None and self._samples <= outgrown:
+    def _check_loader(self, trainer: Trainer) -> None:
+        (samples, batches), self._outgrown = self._outgrown or (0, 0), None
+        is_shorter = trainer.num_training_batches < batches  # batches of several sizes may begin with a small one
+        if self._samples is not None and self._samples <= samples and not is_shorter:
             raise RuntimeError(
                 f"`AdaptiveBatchSize(max_loader_batch_size=...)` has set `batch_size` to "
                 f"{self._growth.first_loader_batch_size * self._growth.loader}, but the loader's batches still have "
                 f"{self._samples} samples. Let `train_dataloader` read `batch_size`, or leave the argument out."
             )
+
+    def _count_missed(self) -> None:
+        """A measurement is due; say so if those before came to nothing."""
+        if self._missed == _MOST_MISSED:
+            self._warn(
+                f"none of the last {_MOST_MISSED} times when it was due came to anything. It needs steps of at least 2 "
+                "micro-batches that the loader does not cut short, all with a loss, and finite gradients. Let epochs "
+                "be longer than `accumulate_grad_batches`, and give the data set a length"
+            )
+        self._missed += 1
+
+    def _warn(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(f"`AdaptiveBatchSize` cannot measure, and the batch will not grow: {reason}.")
 
     def _forget_step(self) -> None:
         if self._micro is not None:

@@ -34,7 +34,7 @@ class GradientNoise(NamedTuple):
 
 
 def gradient_noise(gradients: Tensor, samples: int) -> GradientNoise:
-    """Estimate the noise from the mean gradients of m micro-batches of equal size; no gradient of a sample is needed.
+    """Estimate the noise from the mean gradients of m micro-batches; no gradient of a sample is needed.
 
         gbar   = (1/m) sum_j g_j,    u = gbar / ||gbar||,    b samples a micro-batch
         tr(Sigma)   ~  b / (m - 1) * sum_j ||g_j - gbar||^2
@@ -43,6 +43,9 @@ def gradient_noise(gradients: Tensor, samples: int) -> GradientNoise:
 
     The first and the last are unbiased. ||gbar||^2 alone is not: its mean is ||mu||^2 + tr(Sigma) / (m b), which, as
     long as the batch is small, is nearly all noise, and would hide that the batch is too small.
+
+    Where micro-batches differ in size, b is the harmonic mean of their b_j, since the mean of ||g_j - mu||^2 is
+    tr(Sigma) / b_j.
 
     Paper: Byrd et al., "Sample Size Selection in Optimization Methods for Machine Learning" (2012); micro-batches in
     the place of samples, as in Lau et al., "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods"
@@ -93,7 +96,7 @@ def noise_from_sums(
     Deviations: none.
 
     Args:
-        samples: b, the samples of a micro-batch.
+        samples: b, the samples of a micro-batch; their harmonic mean where they differ.
         count: m, the micro-batches.
         squares: sum_j ||g_j||^2.
         mean_square: ||gbar||^2.

@@ -122,6 +122,32 @@ def test_a_last_batch_of_another_size_is_not_measured(size):
     assert trainer.global_step == 3
 
 
+class Buckets:
+    """Numbers of samples, in batches of several sizes."""
+
+    def __init__(self, count, sizes=(4, 20, 6, 10)):
+        self.count, self.sizes = count, sizes
+
+    def __iter__(self):
+        start, number = 0, 0
+        while start < self.count:
+            size = self.sizes[number % len(self.sizes)]
+            yield range(start, min(start + size, self.count))
+            start, number = start + size, number + 1
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+
+@pytest.mark.parametrize("accumulated", [2, 3])
+def test_batches_of_several_sizes_ask_for_what_theory_does(accumulated):
+    loader = torch.utils.data.DataLoader(samples(9605, seed=3), batch_sampler=Buckets(9605))
+    settings = {"max_accumulation": 1, "smoothing": 0.998, "eta": 0.1}
+    callback, probe, _ = grown(loader=loader, accumulate_grad_batches=accumulated, **settings)
+    assert probe.logged["stability/batch_size_wanted"][-1] == pytest.approx(VARIANCE / (0.1**2 * MEAN**2), rel=0.1)
+    assert callback.batch_size == 10 * accumulated
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Nobody knows how long it is."""
 
@@ -144,6 +170,13 @@ def test_the_last_window_of_a_stream_is_not_measured():
     cut, _, _ = grown(loader=torch.utils.data.DataLoader(Stream(data), batch_size=4), **settings)  # 2 batches are left
     whole, _, _ = grown(data=data[:84], **settings)
     assert cut.state_dict()["sums"] == whole.state_dict()["sums"]
+
+
+def test_that_nothing_is_ever_measured_is_said_once():
+    loader = torch.utils.data.DataLoader(Stream(samples(8)), batch_size=4)
+    with pytest.warns(UserWarning, match="none of the last 10 times when it was due came to anything") as found:
+        grown(loader=loader, accumulate_grad_batches=3, max_epochs=24)
+    assert len([warning for warning in found if "came to anything" in str(warning.message)]) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")

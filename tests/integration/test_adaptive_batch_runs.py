@@ -83,6 +83,24 @@ def test_a_resumed_run_has_the_loader_that_it_was_saved_with(tmp_path):
     assert again.sizes[0] > 4
 
 
+class Uneven(Data):
+    """Batches of three halves and of half the size, the small ones first."""
+
+    def train_dataloader(self):
+        small = self.batch_size // 2
+        starts = range(0, 200, 4 * small)
+        both = [
+            part for start in starts for part in (range(start, start + small), range(start + small, start + 4 * small))
+        ]
+        return DataLoader(samples(264), batch_sampler=both)
+
+
+def test_a_loader_with_batches_of_several_sizes_grows_too():
+    _, probe, _ = loader_grown(Uneven())
+    assert probe.sizes[:2] == [2, 6]
+    assert probe.sizes[-2:] == [16, 48]
+
+
 class Module(Noisy):
     """Makes its loader from its `hparams`."""
 

@@ -35,10 +35,10 @@ class BatchGrowth:
         first_epoch_batches: Batches in an epoch with the first loader; 0 where nobody knows.
         accumulation: How many times as many micro-batches there are now.
         loader: How many times as large the loader's batch is now.
-        samples: Of a micro-batch on one rank, as last measured; 0 before.
+        samples: Of a micro-batch on one rank, the rounded mean over the measurements; 0 before.
         wanted: Samples per step that the last measurement asks for, as far as growth is allowed.
         measurements: How many there were.
-        sums: Of the weights and of the weighted measurements.
+        sums: Of the weights, of the weighted measurements and of the weighted samples.
 
     Example:
         >>> growth = BatchGrowth(max_accumulation=64, smoothing=0.0)
@@ -65,7 +65,7 @@ class BatchGrowth:
     samples: int = 0
     wanted: float = 0.0
     measurements: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
 
     _STATE = (
         "first_accumulation", "first_loader_batch_size", "first_epoch_batches", "accumulation", "loader", "samples",
@@ -75,7 +75,7 @@ class BatchGrowth:
     @property
     def noise(self) -> GradientNoise:
         """What the measurements so far come to; NaN before the first."""
-        weight, *sums = self.sums
+        weight, *sums, _ = self.sums
         return GradientNoise(*(total / weight if weight else math.nan for total in sums))
 
     @property
@@ -98,16 +98,17 @@ class BatchGrowth:
         """Samples per step that the test asks for, whatever is allowed."""
         return required_batch(self.noise, self.test, self.eta, self.theta, self.nu)
 
-    def measured(self, noise: GradientNoise, samples: int, ranks: int) -> None:
-        """Take a measurement with so many samples in a micro-batch, and grow if that is due."""
-        self.sums = [self.smoothing * total + new for total, new in zip(self.sums, (1.0, *noise), strict=True)]
-        self.samples = samples
+    def measured(self, noise: GradientNoise, samples: float, ranks: int) -> None:
+        """Take a measurement with so many samples in a mean micro-batch, and grow if that is due."""
+        new = (1.0, *noise, samples)
+        self.sums = [self.smoothing * total + one for total, one in zip(self.sums, new, strict=True)]
+        self.samples = max(1, round(self.sums[-1] / self.sums[0]))
         self.measurements += 1
         batch, required = self.batch_size(ranks), self.required()
         if self.measurements < FEWEST_MEASUREMENTS or not math.isfinite(required) or required <= batch:
             self.wanted = 0.0
             return
-        first = samples * self.first_accumulation * ranks  # the least by which the batch can grow
+        first = self.samples * self.first_accumulation * ranks  # the least by which the batch can grow
         allowed = max(batch * self.max_growth, batch + first)
         multiple = int(min(math.ceil(required / first), allowed / first))
         if self.max_batch_size is not None:
@@ -127,7 +128,8 @@ class BatchGrowth:
             wanted = min(wanted, self.loader * self.max_batch_size // batch)
         if wanted <= self.loader:
             return 0
-        self.samples = self.samples // self.loader * wanted
+        self.samples = self.samples * wanted // self.loader
+        self.sums[-1] *= wanted / self.loader
         self.loader, self.wanted = wanted, 0.0
         return self.first_loader_batch_size * wanted
 

@@ -37,7 +37,7 @@ class MicroGradients:
         ...     micro.end_backward(samples=4)
         >>> noise, samples = micro.finish(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
         >>> noise.variance, noise.mean_square, samples
-        (8.0, 3.0, 4)
+        (8.0, 3.0, 4.0)
     """
 
     def __init__(self, parameters: Iterable[Tensor], length: int, keeps_directions: bool = False) -> None:
@@ -71,11 +71,12 @@ class MicroGradients:
         if not samples:
             self.unusable = "its batches hold no tensor whose first axis would be the samples"
 
-    def finish(self, trainer: Trainer) -> tuple[GradientNoise, int] | None:
-        """The noise, and the samples of a micro-batch; `None` if nothing is to be said. All ranks must call this.
+    def finish(self, trainer: Trainer, ends_epoch: bool = False) -> tuple[GradientNoise, float] | None:
+        """The noise, and the mean samples of a micro-batch; `None` if nothing is to be said. All ranks must call this.
 
         Nothing is said of a window that was cut short, where the loader ended unforeseen or `training_step` returned
-        `None`: its gradient is divided by more micro-batches than it is the sum of, and is no mean.
+        `None`: its gradient is divided by more micro-batches than it is the sum of, and is no mean. Neither is of one
+        that ends an epoch with micro-batches of several sizes: its last one is what was left.
 
         To be called when the last micro-batch has been added, and averaged over the ranks, and nobody has changed it.
         """
@@ -88,15 +89,16 @@ class MicroGradients:
         squares = factor**2 * sum(float(total) for total in self._squares)
         along = factor**2 * self._squares_along(gradients) / mean_square if mean_square else 0.0
         sizes = self._samples
+        of_sizes = [len(sizes), sum(sizes), sum(size**2 for size in sizes), sum(1 / size for size in sizes if size)]
         is_unusable = bool(self.unusable) or len(sizes) < self._length
-        own = [squares, along, len(sizes), sum(sizes), sum(size**2 for size in sizes), float(is_unusable)]
-        squares, along, count, samples, squared_samples, unusable = sum_over_ranks(trainer, own)
-        if unusable or count < 2 or count * squared_samples != samples**2:  # of several sizes, as at an epoch's end
+        own = [squares, along, *of_sizes, float(is_unusable), float(ends_epoch)]
+        squares, along, count, total, squared, inverse, unusable, ends = sum_over_ranks(trainer, own)
+        if unusable or count < 2 or (ends and count * squared != total**2):
             return None
         parts = len(self._parts) * trainer.world_size
-        size = samples / count
-        noise = noise_from_sums(size, int(count), squares, mean_square / scale**2, parts, along)
-        return (noise, int(size)) if all(map(math.isfinite, noise)) else None
+        harmonic_mean = count / inverse
+        noise = noise_from_sums(harmonic_mean, int(count), squares, mean_square / scale**2, parts, along)
+        return (noise, total / count) if all(map(math.isfinite, noise)) else None
 
     def detach(self) -> None:
         """Take the hooks off."""

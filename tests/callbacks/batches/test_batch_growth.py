@@ -31,6 +31,14 @@ def test_measurements_are_averaged_each_for_itself():
             assert getattr(growth.noise, name) == pytest.approx(mean, rel=1e-12)
 
 
+def test_samples_that_vary_are_averaged():
+    growth = BatchGrowth(max_accumulation=1000, smoothing=0.9)
+    for samples in [2.5, 9.0, 4.5, 7.0] * 20:
+        growth.measured(noise(58), samples, ranks=1)
+    assert growth.samples in (5, 6)
+    assert growth.length in (10, 11, 12)  # 58 samples
+
+
 def test_it_grows_to_the_smallest_multiple_that_is_enough_once_it_has_watched():
     growth = BatchGrowth(max_accumulation=1000, smoothing=0.0, max_growth=math.inf)
     for _ in range(FEWEST_MEASUREMENTS - 1):

@@ -99,16 +99,39 @@ def test_bfloat16_is_measured_in_float32():
     assert noise.variance == pytest.approx(gradient_noise(gradients(4), samples=3).variance, rel=0.1)
 
 
-def test_one_micro_batch_says_nothing_and_neither_do_sizes_that_differ_or_nan():
+def of_sizes(*sizes, ends_epoch=False):
+    """What a window says whose gradients are samples of known noise, and those gradients."""
+    weight = torch.nn.Parameter(torch.zeros(5, dtype=torch.float64))
+    micro, rows = MicroGradients([weight], len(sizes), keeps_directions=True), []
+    for part in torch.randn(sum(sizes), 5, dtype=torch.float64).add(1.0).split(sizes):
+        rows.append(part.mean(0))
+        micro.begin_backward()
+        (weight @ rows[-1] / len(sizes)).backward()
+        micro.end_backward(len(part))
+    return micro.finish(Trainer(accelerator="cpu", **QUIET), ends_epoch), torch.stack(rows)
+
+
+def test_micro_batches_of_several_sizes_have_their_harmonic_mean():
+    (noise, samples), rows = of_sizes(6, 2, 3)
+    mean = rows.mean(0)
+    variance = 3.0 / 2 * float((rows - mean).square().sum())  # 3 / (1/6 + 1/2 + 1/3) = 3
+    assert samples == pytest.approx(11 / 3)
+    assert noise.variance == pytest.approx(variance, rel=1e-9)
+    assert noise.mean_square == pytest.approx(float(mean.square().sum()) - variance / 9, rel=1e-9)
+
+
+def test_what_several_sizes_say_is_true_in_the_mean():
+    torch.manual_seed(0)
+    found = [of_sizes(2, 8, 4, 16)[0][0] for _ in range(2000)]
+    assert sum(noise.variance for noise in found) / len(found) == pytest.approx(5.0, rel=0.05)
+    assert sum(noise.along for noise in found) / len(found) == pytest.approx(1.0, rel=0.15)
+    assert sum(noise.mean_square for noise in found) / len(found) == pytest.approx(5.0, rel=0.05)
+
+
+def test_one_micro_batch_says_nothing_and_neither_do_sizes_that_differ_at_an_epochs_end_or_nan():
     assert fit(Net(1), 1) is None
-    net = Net(2)
-    net.micro = MicroGradients(net.parameters(), 2)
-    for samples in (3, 2):
-        net.micro.begin_backward()
-        (net.loss(DATA[:samples]) / 2).backward()
-        net.micro.end_backward(samples)
-    assert net.micro.finish(Trainer(accelerator="cpu", **QUIET)) is None
-    assert net.micro.unusable == ""
+    assert of_sizes(3, 2, ends_epoch=True)[0] is None
+    assert of_sizes(3, 3, ends_epoch=True)[0] is not None
     assert fit(Net(2, step=lambda net, batch: net.loss(batch) * torch.nan), 2) is None
 
 
