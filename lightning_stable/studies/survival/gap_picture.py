@@ -32,7 +32,7 @@ def draw_gaps(outcome: Outcome, figure: "Figure") -> None:
     by_stream = [gaps(outcome, stream) for stream in streams]
     figure.set_size_inches(3.2 + 1.75 * len(streams), 1.6 + 0.3 * len(outcome.sides))
     panels = figure.subplots(1, len(streams), sharex=True, sharey=True, squeeze=False)[0]
-    survived = [gap for found in by_stream for one in found.values() for gap in one.survived]
+    survived = [gap for found in by_stream for one in found.values() for gap in one.survived.values()]
     right = max([2 * _LINEAR_BELOW, *survived]) * 2  # where lost runs are shown
     for axes, stream, found in zip(panels, streams, by_stream, strict=True):
         style_axes(axes)
@@ -54,7 +54,7 @@ def draw_gaps(outcome: Outcome, figure: "Figure") -> None:
 
 def _draw_gap(axes: Any, row: int, gap: Gap, right: float, is_ours: bool) -> None:
     colour = "#2a9d8f" if is_ours else CURVE
-    axes.plot(gap.survived, [row] * len(gap.survived), "o", ms=4, alpha=0.6, color=colour, mec="none")
+    axes.plot(list(gap.survived.values()), [row] * len(gap.survived), "o", ms=4, alpha=0.6, color=colour, mec="none")
     if gap.survived:
         axes.plot([gap.mean], [row], "|", ms=12, mew=2, color=colour)
     if gap.lost:

@@ -32,7 +32,8 @@ def survival_table(outcome: Outcome) -> str:
     parts = [
         _settings(outcome, streams),
         f"A run is lost if its final loss is not finite or above {LOST_ABOVE:.2f} nats, that of guessing bytes; means "
-        "and spreads are of the runs that are not lost.",
+        "and spreads are of the runs that are not lost. A run whose clean run is lost or failed has no reference, and "
+        "no gap.",
         "## Gap of the final validation loss to the same side's clean run, in nats; the smallest in bold",
         _gap_table(outcome.sides, by_stream),
         "## Final validation loss, in nats",
@@ -57,7 +58,7 @@ def verdicts(by_stream: dict[Stream, dict[str, Gap]]) -> list[str]:
         by_stream: From stream and side to the gap.
 
     Example:
-        >>> found = {"full": Gap((0.02, 0.04), 0), "clip": Gap((0.1, 0.1), 0), "adamw": Gap((), 2)}
+        >>> found = {"full": Gap({0: 0.02, 1: 0.04}), "clip": Gap({0: 0.1, 1: 0.1}), "adamw": Gap({}, 2)}
         >>> print(*verdicts({Stream("mixed", 0.05): found}))
         mixed, 5 %: the full recipe has the smallest gap, 0.030 ± 0.014; next is AdamW + global clip, 0.100 ± 0.000.
     """
@@ -133,7 +134,7 @@ def _final_loss(outcome: Outcome, side: str, stream: Stream) -> str:
     if found is None:
         return ""
     losses = found.values("loss")
-    survived = tuple(loss for loss in losses if not is_lost(loss))
+    survived = {seed: loss for seed, loss in enumerate(losses) if not is_lost(loss)}
     early = sum(value == 1.0 for value in found.values("ended_early"))
     return str(Gap(survived, len(losses) - len(survived))) + (
         f", ended early {early} of {len(losses)}" if early else ""

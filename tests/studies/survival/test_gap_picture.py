@@ -27,7 +27,7 @@ def test_a_dot_for_each_run_that_survived_and_a_cross_with_the_number_of_the_los
     found = gaps(three_sides(), stream)
     lines = figure.axes[panel].lines
     dots = [value for line in lines if line.get_marker() == "o" for value in line.get_xdata()]
-    assert sorted(dots) == sorted(value for gap in found.values() for value in gap.survived)
+    assert sorted(dots) == sorted(value for gap in found.values() for value in gap.survived.values())
     crosses = [line.get_ydata()[0] for line in lines if line.get_marker() == "x"]
     assert crosses == [0]
     assert [text.get_text() for text in figure.axes[panel].texts] == [str(found["adamw"].lost)]

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 from lightning_stable.studies.survival.gap_table import survival_table, verdicts
 from lightning_stable.studies.survival.gaps import Gap, gaps
-from tests.studies.survival.outcomes import MIXED, NAN, three_sides
+from tests.studies.survival.outcomes import CLEAN, MIXED, NAN, outcome, three_sides
 
 
 def rows(table, heading):
@@ -32,8 +34,8 @@ def test_what_was_lost_on_the_way_is_said():
 
 
 def test_it_says_where_the_full_recipe_is_not_the_best_and_whether_rollback_is_worse():
-    outcome = three_sides()
-    assert verdicts({stream: gaps(outcome, stream) for stream in (MIXED, NAN)}) == [
+    runs = three_sides()
+    assert verdicts({stream: gaps(runs, stream) for stream in (MIXED, NAN)}) == [
         "mixed, 5 %: the full recipe has the smallest gap, 0.020 ± 0.014; next is SpikeGuard, skip, 0.040 ± 0.014.",
         "mixed, 5 %: rollback is exactly skip-only.",
         "NaN, 0.5 %: the full recipe, 0.060 ± 0.000, is number 2 of 4; SpikeGuard, skip has the smallest gap, "
@@ -43,13 +45,13 @@ def test_it_says_where_the_full_recipe_is_not_the_best_and_whether_rollback_is_w
 
 
 def test_a_difference_within_the_spread_is_called_so():
-    found = {"full": Gap((0.02, 0.06), 0), "clip": Gap((0.02, 0.04), 0)}
+    found = {"full": Gap({0: 0.02, 1: 0.06}), "clip": Gap({0: 0.02, 1: 0.04})}
     [line] = verdicts({MIXED: found})
     assert line.endswith("has the smallest gap, 0.030 ± 0.014, a difference within the spread.")
 
 
 def test_runs_that_the_full_recipe_alone_loses_are_said():
-    [line] = verdicts({MIXED: {"full": Gap((0.02,), 1), "clip": Gap((0.2, 0.4), 0)}})
+    [line] = verdicts({MIXED: {"full": Gap({0: 0.02}, 1), "clip": Gap({0: 0.2, 1: 0.4})}})
     assert line.endswith("with 1 fewer of its runs lost.")
 
 
@@ -60,5 +62,13 @@ def test_every_side_is_described():
 
 
 def test_of_one_seed_nothing_is_said_of_the_spread():
-    [line] = verdicts({MIXED: {"full": Gap((0.02,), 0), "clip": Gap((0.01,), 0)}})
+    [line] = verdicts({MIXED: {"full": Gap({0: 0.02}), "clip": Gap({0: 0.01})}})
     assert line.endswith("has the smallest gap, 0.010.")
+
+
+def test_a_failed_clean_run_costs_its_side_a_gap_and_nobody_the_table():
+    runs = outcome({("adamw", CLEAN): [2.0, math.nan], ("adamw", MIXED): [2.1, 2.2], ("full", CLEAN): [2.0, 2.0],
+                    ("full", MIXED): [2.2, 2.2]})  # fmt: skip
+    found = rows(survival_table(runs), "## Gap")
+    assert found["AdamW"] == ["no reference for 1 of 2, else 0.100"]
+    assert found["full recipe"] == ["**0.200 ± 0.000**"]
