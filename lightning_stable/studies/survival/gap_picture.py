@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_stable.studies.engine.outcome import Outcome
 from lightning_stable.studies.pictures import CURVE, FAINT_TEXT, NOT_FINITE, TEXT, label, style_axes
-from lightning_stable.studies.survival.gap_table import FULL
 from lightning_stable.studies.survival.gaps import Gap, gaps, streams_of
-from lightning_stable.studies.survival.sides import SIDES
+from lightning_stable.studies.survival.sides import FULL, SIDES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,7 @@ from lightning_stable.studies.engine.report import markdown_table, mean_and_spre
 from lightning_stable.studies.survival.gaps import LOST_ABOVE, Gap, gaps, is_lost, streams_of
 from lightning_stable.studies.survival.sides import SIDES
 from lightning_stable.studies.survival.streams import Stream
-
-FULL, SKIP, ROLLBACK = "full", "guard_skip", "guard_rollback"
+from lightning_stable.studies.survival.verdicts import verdict_table
 
 
 def survival_table(outcome: Outcome) -> str:
@@ -42,65 +41,11 @@ def survival_table(outcome: Outcome) -> str:
         f"{streams[0].steps}, and the seconds that went into them and into starting again",
         _table(outcome, bad, _lost_work),
         "## What it says",
-        "\n".join(f"- {line}" for line in verdicts(by_stream)),
+        verdict_table(by_stream),
         "## The sides",
         "\n".join(f"- **{SIDES[side].title}**: {SIDES[side].what}." for side in outcome.sides),
     ]
     return "\n\n".join(parts)
-
-
-def verdicts(by_stream: dict[Stream, dict[str, Gap]]) -> list[str]:
-    """What the gaps say of the full recipe, and of rollback against skip-only, stream by stream.
-
-    A difference is *within the spread* if it is no larger than the larger of the two standard deviations over seeds.
-
-    Args:
-        by_stream: From stream and side to the gap.
-
-    Example:
-        >>> found = {"full": Gap({0: 0.02, 1: 0.04}), "clip": Gap({0: 0.1, 1: 0.1}), "adamw": Gap({}, 2)}
-        >>> print(*verdicts({Stream("mixed", 0.05): found}))
-        mixed, 5 %: the full recipe has the smallest gap, 0.030 ± 0.014; next is AdamW + global clip, 0.100 ± 0.000.
-    """
-    return [line for stream, found in by_stream.items() for line in _verdicts_on(stream, found)]
-
-
-def _verdicts_on(stream: Stream, found: dict[str, Gap]) -> list[str]:
-    lines = []
-    ordered = _ordered(found)
-    if FULL in found and len(ordered) > 1:
-        full = found[FULL]
-        place = ordered.index(FULL)
-        other = ordered[1] if place == 0 else ordered[0]
-        title, gap = SIDES[other].title, found[other]
-        if place == 0:
-            lines.append(f"{stream.title}: the full recipe has the smallest gap, {full}; next is {title}, {gap}.")
-        else:
-            difference = _difference(full, gap)
-            lines.append(
-                f"{stream.title}: the full recipe, {full}, is number {place + 1} of {len(ordered)}; {title} has the "
-                f"smallest gap, {gap}{difference}."
-            )
-    if SKIP in found and ROLLBACK in found:
-        rollback, skip = found[ROLLBACK], found[SKIP]
-        worse = rollback.mean - skip.mean > max(rollback.spread, skip.spread) or rollback.lost > skip.lost
-        is_equal = rollback == skip
-        word = "is exactly" if is_equal else "is worse than" if worse else "is within the spread of"
-        lines.append(f"{stream.title}: rollback {word} skip-only" + ("." if is_equal else f", {rollback} to {skip}."))
-    return lines
-
-
-def _ordered(found: dict[str, Gap]) -> list[str]:
-    return sorted(found, key=lambda side: found[side].order)
-
-
-def _difference(full: Gap, best: Gap) -> str:
-    if full.lost > best.lost:
-        return f", with {full.lost - best.lost} fewer of its runs lost"
-    if min(len(full.survived), len(best.survived)) < 2:
-        return ""  # one seed has no spread
-    is_within = full.mean - best.mean <= max(full.spread, best.spread)
-    return ", a difference within the spread" if is_within else ", a difference beyond the spread"
 
 
 def _settings(outcome: Outcome, streams: Sequence[Stream]) -> str:
@@ -113,12 +58,13 @@ def _settings(outcome: Outcome, streams: Sequence[Stream]) -> str:
 
 
 def _gap_table(sides: Sequence[str], by_stream: dict[Stream, dict[str, Gap]]) -> str:
-    best = {stream: _ordered(found)[0] for stream, found in by_stream.items() if found}
+    best = {stream: min(gap.order for gap in found.values()) for stream, found in by_stream.items() if found}
 
     def cell(side: str, stream: Stream) -> str:
         gap = by_stream[stream].get(side)
-        text = "" if gap is None else str(gap)
-        return f"**{text}**" if best.get(stream) == side else text
+        if gap is None:
+            return ""
+        return f"**{gap}**" if gap.survived and gap.order == best[stream] else str(gap)
 
     rows = [[SIDES[side].title, *(cell(side, stream) for stream in by_stream)] for side in sides]
     return markdown_table(["side", *(stream.title for stream in by_stream)], rows)

@@ -67,3 +67,6 @@ _ALL = (
     ),
 )
 SIDES = {side.name: side for side in _ALL}
+
+FULL, SKIP, ROLLBACK = "full", "guard_skip", "guard_rollback"
+"""The sides that the table says most of."""
