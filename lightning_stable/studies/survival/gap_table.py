@@ -8,6 +8,7 @@ from statistics import fmean
 from lightning_stable.studies.engine.outcome import Outcome
 from lightning_stable.studies.engine.report import markdown_table, mean_and_spread
 from lightning_stable.studies.survival.gaps import LOST_ABOVE, Gap, gaps, is_lost, streams_of
+from lightning_stable.studies.survival.run_numbers import Size, reset_interval, reset_warmup, warmup_steps
 from lightning_stable.studies.survival.sides import SIDES
 from lightning_stable.studies.survival.streams import Stream
 from lightning_stable.studies.survival.verdicts import verdict_table
@@ -50,10 +51,26 @@ def survival_table(outcome: Outcome) -> str:
 
 def _settings(outcome: Outcome, streams: Sequence[Stream]) -> str:
     lost = sum(is_lost(result.numbers.get("loss", math.nan)) for result in outcome.results)
+    steps = streams[0].steps
     return (
-        f"One epoch of {streams[0].steps} batches, each one optimizer step. Every side has the same batches in the same"
-        " order, the same bad ones among them, the same first weights, and the same schedule: a warm-up over a"
-        f" tenth of the stream, then REX to its end. {len(outcome.results)} runs, {lost} of them lost."
+        f"One epoch of {steps} batches, each one optimizer step. Every side has the same batches in the same order, the"
+        " same bad ones among them, the same first weights, and the same schedule."
+        f" {len(outcome.results)} runs, {lost} of them lost.\n\n{_numbers(steps)}"
+    )
+
+
+def _numbers(steps: int) -> str:
+    """What all sides have in common, and where that is not as in the recipes that they are named after."""
+    size = Size()
+    return (
+        f"The model has {size.n_layer} blocks of {size.d_model} channels, {size.context} bytes of context and"
+        f" {size.batch_size} samples a batch. The learning rate warms up over {warmup_steps(steps)} steps to"
+        f" {size.lr:g}, then falls by REX to the end; who resets momentum does so every {reset_interval(steps)} steps,"
+        f" with {reset_warmup(steps)} of warm-up but for Stable-SPAM. Only detectors and thresholds are those of the"
+        " recipes `charlm_...`; these have 3 blocks of 96 channels, a learning rate of 0.003, which is constant but in"
+        " `charlm_stable`, 800 steps, and a reset every 250 (`charlm_stable_spam`: 500). The ladder of the full recipe"
+        " is that of a guard without arguments: ten skips, two rollbacks without replay, two halvings of the learning"
+        " rate, a halt, all of it available again after ten clean steps."
     )
 
 

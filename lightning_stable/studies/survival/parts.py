@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sides of the study as what a run is made of: an optimizer, callbacks, a clip.
 
-No side is tuned. A side that has a recipe for this model, `charlm_...`, has the numbers of that recipe, which were set
-on other batches before there was a study; the others have those that were published for them. Momentum is reset after
-half of the run, and the learning rate is back a twentieth later, for every side that resets: what was published is for
-runs of many thousand steps.
+No side is tuned. A side that has a recipe `charlm_...` has the detectors and thresholds of that recipe, which were set
+on other batches before there was a study; the others have those that were published for them. The learning rate, the
+model and how often momentum is reset are the study's own, alike for all: `run_numbers`.
 """
 
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from lightning_stable.callbacks import GradientTransforms, MomentumReset
 from lightning_stable.detectors import Detector, MedianDeviation
 from lightning_stable.guard import Halt, Response, Rollback, SkipStep, SpikeGuard
 from lightning_stable.optim import SPAM, StableSPAM
+from lightning_stable.studies.survival.run_numbers import reset_interval, reset_warmup
 from lightning_stable.studies.survival.sigma_skip import SigmaSkip
 from lightning_stable.testbeds import CharLM
 from lightning_stable.testbeds.adamw_groups import adamw_groups
@@ -101,7 +101,7 @@ def _guard_rollback_skip(steps: int) -> Parts:
 
 
 def _full(steps: int) -> Parts:
-    reset = MomentumReset(every_n_steps=_reset_interval(steps), warmup_steps=_rewarmup(steps))
+    reset = MomentumReset(every_n_steps=reset_interval(steps), warmup_steps=reset_warmup(steps))
     return Parts(callbacks=[_guard(), reset])
 
 
@@ -111,8 +111,8 @@ def _spam(steps: int) -> Parts:
             adamw_groups(model, model.weight_decay),
             lr=model.lr,
             spike_threshold=20.0,
-            reset_interval=_reset_interval(steps),
-            reset_warmup=_rewarmup(steps),
+            reset_interval=reset_interval(steps),
+            reset_warmup=reset_warmup(steps),
         )
 
     return Parts(optimizer)
@@ -121,17 +121,9 @@ def _spam(steps: int) -> Parts:
 def _stable_spam(steps: int) -> Parts:
     def optimizer(model: CharLM) -> Optimizer:
         groups = adamw_groups(model, model.weight_decay)
-        return StableSPAM(groups, lr=model.lr, reset_interval=_reset_interval(steps), total_steps=steps)
+        return StableSPAM(groups, lr=model.lr, reset_interval=reset_interval(steps), total_steps=steps)
 
     return Parts(optimizer)
-
-
-def _reset_interval(steps: int) -> int:
-    return max(2, steps // 2)
-
-
-def _rewarmup(steps: int) -> int:
-    return steps // 20
 
 
 BUILDERS: dict[str, Callable[[int], Parts]] = {

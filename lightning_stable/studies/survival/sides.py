@@ -11,7 +11,7 @@ class Side:
     Args:
         name: As the storage and `results.csv` have it.
         title: As the table and the picture have it.
-        what: What it is made of, with every number that is not torch's or our default.
+        what: What it is made of, and where its thresholds are from; what all sides share is in `run_numbers`.
 
     Example:
         >>> SIDES["adamw"].title
@@ -23,9 +23,14 @@ class Side:
     what: str
 
 
-_RECIPE = "with the numbers of the recipe"
+_RECIPE = "with the thresholds of the recipe"
 _ALL = (
-    Side("adamw", "AdamW", f"{_RECIPE} `charlm_adamw`; all sides but SPAM and Stable-SPAM stand on it"),
+    Side(
+        "adamw",
+        "AdamW",
+        "betas 0.9 and 0.95, weight decay 0.1, as in the recipe `charlm_adamw`; all sides but SPAM and Stable-SPAM "
+        "stand on it",
+    ),
     Side("clip", "AdamW + global clip", "`Trainer(gradient_clip_val=1.0)`"),
     Side("agc", "AdamW + AGC", "`AdaptiveGradientClip()`: 0.01 of a unit's weights, the head left out"),
     Side("z_score_clip", "AdamW + ZScoreClip", "`ZScoreClip()`: z 2.5, alpha 0.97, warm-up 25 steps"),
@@ -62,8 +67,8 @@ _ALL = (
     Side(
         "full",
         "full recipe",
-        f"{_RECIPE} `charlm_stable`: the same detectors, the guard's own ladder of skips, rollbacks without replay, "
-        "lower learning rates and a halt; and `MomentumReset`",
+        "`SpikeGuard` with the detectors of the recipe `charlm_stable` and the guard's own ladder: ten skips, two "
+        "rollbacks without replay, two halvings of the learning rate, a halt; and `MomentumReset`",
     ),
 )
 SIDES = {side.name: side for side in _ALL}

@@ -7,7 +7,6 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MethodType
@@ -19,39 +18,13 @@ from lightning_stable._lightning.command_line.quiet import quiet
 from lightning_stable.guard import SpikeGuard, TrainingHalted
 from lightning_stable.schedules import REX, ProfileLR
 from lightning_stable.studies.survival.parts import CHECKPOINT_EVERY, Parts, parts_of
+from lightning_stable.studies.survival.run_numbers import Size, warmup_steps
 from lightning_stable.studies.survival.sigma_skip import SigmaSkip
 from lightning_stable.studies.survival.spike_restarts import fit_with_restarts
 from lightning_stable.studies.survival.streams import Stream
 from lightning_stable.testbeds import CharLM, Corruption, PythonTextDataModule
 
 _RANK_ZERO = "lightning.pytorch.utilities.rank_zero"
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large model and data are.
-
-    Args:
-        n_layer: Blocks.
-        d_model: Channels.
-        context: Bytes of a sample.
-        batch_size: Samples of a batch.
-        val_batches: Batches of validation, which is never corrupted.
-        lr: The highest learning rate, two thirds of that of the recipes. At theirs plain AdamW ends a little lower on
-            the clean stream, but chaos hides what bad batches do: after 200 steps of which ten are bad, a run whose
-            loader never held the ten ends 0.18 nats from the clean one (seed 0), at this rate 0.004 (100 and 101).
-
-    Example:
-        >>> Size().d_model
-        64
-    """
-
-    n_layer: int = 2
-    d_model: int = 64
-    context: int = 64
-    batch_size: int = 16
-    val_batches: int = 40
-    lr: float = 2e-3
 
 
 def run_one(side: str, stream: Stream, seed: int, size: Size | None = None) -> dict[str, float]:
@@ -185,7 +158,7 @@ def _schedule(model: CharLM, parts: Parts, steps: int) -> None:
 
     def configure(model: CharLM) -> Any:
         optimizer = parts.optimizer(model)
-        schedule = ProfileLR(optimizer, REX(), total_steps=steps, warmup_steps=steps // 10)
+        schedule = ProfileLR(optimizer, REX(), total_steps=steps, warmup_steps=warmup_steps(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     model.configure_optimizers = MethodType(configure, model)  # type: ignore[method-assign]

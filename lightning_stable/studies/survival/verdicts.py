@@ -13,7 +13,8 @@ RULE = (
     "A difference is taken seed by seed, gap minus gap: its mean and its standard deviation over the seeds in which "
     "both sides have a gap. It is called better or worse where the mean is larger than that standard deviation, else "
     "within the spread; which describes these seeds, and is no test of significance. Where one side has more runs "
-    "without a gap, that alone decides; of fewer than two seeds nothing is said."
+    "without a gap, that alone decides; of fewer than two seeds nothing is said. The smallest gap of the others "
+    "is picked out of the same runs, and so flatters its side a little."
 )
 """How `compare` judges, as the table says it."""
 

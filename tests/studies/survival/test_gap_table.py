@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
+import yaml
+
+from lightning_stable.guard.defaults import default_ladder
+from lightning_stable.studies.recipes import find_recipe
 from lightning_stable.studies.survival.gap_table import survival_table
+from lightning_stable.studies.survival.sides import SIDES
 from tests.studies.survival.outcomes import CLEAN, MIXED, outcome, three_sides
 
 
@@ -60,3 +65,36 @@ def test_a_failed_clean_run_costs_its_side_a_gap_and_nobody_the_table():
     found = rows(survival_table(runs), "## Gap")
     assert found["AdamW"] == ["no reference for 1 of 2, else 0.100"]
     assert found["full recipe"] == ["**0.200 ± 0.000**"]
+
+
+def recipe(name):
+    return yaml.safe_load(find_recipe(name).path.read_text(encoding="utf-8"))
+
+
+def test_the_numbers_of_the_runs_are_said_and_so_are_those_of_the_recipes():
+    table = survival_table(three_sides())
+    assert "2 blocks of 64 channels, 64 bytes of context and 16 samples" in table
+    assert "over 40 steps to 0.002, then falls by REX" in table
+    assert "every 200 steps, with 20 of warm-up but for Stable-SPAM" in table
+    for name in ("charlm_adamw", "charlm_spam", "charlm_stable_spam", "charlm_stable"):
+        model = recipe(name)["model"]["init_args"]
+        assert f"{model['n_layer']} blocks of {model['d_model']} channels, a learning rate of {model['lr']:g}" in table
+        assert ("lr_scheduler" in recipe(name)) == (name == "charlm_stable")
+    for name, interval in (("charlm_spam", 250), ("charlm_stable_spam", 500)):
+        assert recipe(name)["optimizer"]["init_args"]["reset_interval"] == interval
+    assert "a reset every 250 (`charlm_stable_spam`: 500)" in table
+
+
+def test_the_ladder_of_the_full_recipe_is_said():
+    assert "ten skips, two rollbacks without replay, two halvings of the learning rate, a halt" in survival_table(
+        three_sides()
+    )
+    skip, rollback, scale, halt = default_ladder()
+    assert (skip.times, rollback.times, rollback.mode, scale.times, scale.factor, halt.halts) == (
+        10, 2, "skip", 2, 0.5, True,
+    )  # fmt: skip
+
+
+def test_no_side_claims_all_the_numbers_of_a_recipe():
+    assert "with the numbers of" not in survival_table(three_sides())
+    assert not [side.name for side in SIDES.values() if "numbers of the recipe" in side.what]

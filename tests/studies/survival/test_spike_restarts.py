@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import SpikeDetection
 
 from lightning_stable.studies.survival import trial
 from lightning_stable.studies.survival.parts import Parts
+from lightning_stable.studies.survival.run_numbers import Size
 from lightning_stable.studies.survival.spike_restarts import fit_with_restarts
-from lightning_stable.studies.survival.trial import Size, Training
+from lightning_stable.studies.survival.trial import Training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),

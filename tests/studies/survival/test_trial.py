@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lightning_stable.studies.survival.parts import Parts, parts_of
+from lightning_stable.studies.survival.run_numbers import Size
 from lightning_stable.studies.survival.sides import SIDES
 from lightning_stable.studies.survival.streams import Stream
-from lightning_stable.studies.survival.trial import Size, Training, run_one
+from lightning_stable.studies.survival.trial import Training, run_one
 
 TINY = Size(n_layer=1, d_model=8, context=8, batch_size=2, val_batches=1)
 STEPS = 12
