@@ -19,6 +19,7 @@ from tests.studies.engine import toy_study
 STUDIES = {
     "toy": toy_study.PATH,
     "unequal": f"{toy_study.__name__}:UnequalStudy",
+    "fitting": f"{toy_study.__name__}:FittingStudy",
     "needy": f"{toy_study.__name__}:NeedyStudy",
 }
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,15 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_made_again(folder, begi
     assert command.returncode == 0
     assert_each_run_is_complete_once(folder)
     assert Counter(key for _, key in begun_runs(folder)) == {**dict.fromkeys(lines(folder / "made"), 1), key: 2}
+
+
+def test_a_run_that_is_terminated_in_a_fit_is_made_again(folder, capsys):
+    """Lightning raises where SIGTERM would have ended the process."""
+    (folder / "terminate").touch()
+    assert main(["fitting", "--out", "out", "--workers", "1", "--seeds", "0"], STUDIES) == 0, capsys.readouterr()
+    assert not (folder / "terminate").exists()
+    assert len({pid for pid, _ in begun_runs(folder)}) == 1, "by another worker"
+    assert [row["failed_with"] for row in results(folder)] == ["", ""]
 
 
 def test_a_command_that_is_killed_leaves_no_worker_and_its_runs_are_taken_up_by_the_next(folder, begin):

@@ -45,6 +45,9 @@ def make_run(study: Study, trial: Trial) -> dict[str, Any]:
         study: Whose.
         trial: Which one.
 
+    Raises:
+        SystemExit: If SIGTERM came while Lightning was training: the run has not failed, it was broken off.
+
     Example:
         >>> class Toy:
         ...     objective = "loss"
@@ -59,6 +62,8 @@ def make_run(study: Study, trial: Trial) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = {"numbers": _checked(study.run(trial), study.objective)}
     except (Exception, SystemExit) as error:
+        if _is_sigterm(error):
+            raise SystemExit(128 + signal.SIGTERM) from error
         answer = {"error": f"{type(error).__name__}: {error}".strip()}
         traceback.print_exc()
     return {**answer, "seconds": time.monotonic() - begin}
@@ -89,6 +94,12 @@ def work(connection: Connection, study_path: str, threads: int, log: str) -> Non
         sys.stdout.flush()
         sys.stderr.flush()
         connection.send_bytes(json.dumps(answer).encode())
+
+
+def _is_sigterm(error: BaseException) -> bool:
+    """Whether Lightning, whose `fit` takes over SIGTERM, has raised this in the place of dying of it."""
+    lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")  # unless it is there, it has raised nothing
+    return lightning is not None and isinstance(error, lightning.SIGTERMException)
 
 
 def _end_with_parent() -> None:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_stable.studies.engine.study import Trial
 from lightning_stable.studies.engine.worker import load_study, make_run
@@ -60,3 +61,9 @@ def test_whatever_is_raised_is_a_failure_with_its_name(error, capsys):
 def test_a_run_is_told_to_end_by_nothing_else():
     with pytest.raises(KeyboardInterrupt):
         answer_to(KeyboardInterrupt())
+
+
+def test_a_run_that_lightning_breaks_off_for_a_signal_has_not_failed():
+    with pytest.raises(SystemExit) as stop:
+        answer_to(SIGTERMException())
+    assert stop.value.code == 143

@@ -57,3 +57,16 @@ class UnequalStudy(ToyStudy):
 
 class NeedyStudy(ToyStudy):
     needs = ("no_such_module",)
+
+
+class FittingStudy(ToyStudy):
+    """Runs that are a `fit` of Lightning's; if there is a file `terminate`, SIGTERM comes to one of them in it."""
+
+    def trials(self, seeds, quick):
+        return grid(["narrow", "wide"], [{"noise": 0.0}], [{"x": 1.0}], seeds)
+
+    def run(self, trial):
+        from tests.studies.engine.terminated_fit import fit
+
+        fit(Path(os.environ[FOLDER], "terminate"))
+        return super().run(trial)
