@@ -24,6 +24,7 @@ from lightning_stable.callbacks.population.lineage import write_schedule
 from lightning_stable.callbacks.population.settings import Settings
 from lightning_stable.files import write_atomically
 from lightning_stable.studies.population.ray_member import CHECKPOINT, STEPS, RayMember
+from lightning_stable.studies.population.ray_turns import turns_scheduler
 from lightning_stable.studies.table import printable
 
 _CALLBACK = "PopulationBasedTraining"
@@ -171,7 +172,6 @@ def _settings(arguments: dict[str, Any]) -> Settings:
 def _tune(settings: Settings, member: dict[str, Any], folder: Path) -> Any:
     import torch
     from ray import tune
-    from ray.tune.schedulers import PopulationBasedTraining
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     def trainable(config: dict[str, float]) -> None:
@@ -189,13 +189,12 @@ def _tune(settings: Settings, member: dict[str, Any], folder: Path) -> Any:
         return config
 
     has_gpu = torch.cuda.is_available() and member["trainer"].get("accelerator") != "cpu"
-    scheduler = PopulationBasedTraining(
+    scheduler = turns_scheduler(  # in turns, so that members without a CPU of their own get theirs, too
         time_attr=STEPS,
         perturbation_interval=settings.interval,
         hyperparam_mutations=_mutations(settings),
         quantile_fraction=settings.fraction,
         custom_explore_fn=within_range,
-        synch=True,  # so that members without a CPU of their own take turns
     )
     beginnings = [settings.beginning(number) for number in range(settings.population)]
     tuner = tune.Tuner(
