@@ -98,7 +98,7 @@ def split_config(config: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
         config: As `read_config` returns it.
 
     Raises:
-        NotForRay: If there is no search in it, or no number of steps.
+        NotForRay: If there is no search in it, or no number of steps that is a turn for each member.
 
     Example:
         >>> split_config({"trainer": {"callbacks": None, "max_steps": 8}})
@@ -118,8 +118,16 @@ def split_config(config: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
             f"`--engine ray` needs `--trainer.max_steps`, the steps of all {settings.population} members together, got"
             f" {trainer.get('max_steps', -1)}."
         )
+    steps = trainer["max_steps"] // settings.population
+    if steps < settings.interval:
+        raise NotForRay(
+            "`--engine ray` needs at least one turn for each member:"
+            f" `--trainer.max_steps={trainer['max_steps']}` for a `population` of {settings.population} is {steps}"
+            f" steps a member, fewer than the `interval` of {settings.interval}; `--trainer.max_steps` must be at least"
+            f" {settings.population * settings.interval}."
+        )
     trainer["callbacks"] = [callback for callback in callbacks if callback is not found[0]]
-    trainer["max_steps"] //= settings.population
+    trainer["max_steps"] = steps
     trainer["enable_progress_bar"] = False
     trainer["enable_checkpointing"] = True  # `RayMember` saves them
     return settings, member
@@ -226,12 +234,24 @@ def _mutations(settings: Settings) -> dict[str, Any]:
 def _say(results: Any, settings: Settings, folder: Path) -> int:
     for error in results.errors:
         print(f"lightning-stable: a member failed: {printable(str(error).strip().splitlines()[-1])}", file=sys.stderr)
-    finished = [result for result in results if result.error is None and result.checkpoint is not None]
-    if not finished:
-        return 1
     for number, result in enumerate(results):
         metrics = result.metrics or {}
         print(f"member {number}: {settings.monitor} {metrics.get(settings.monitor)} after {metrics.get(STEPS)} steps")
+    running = [result for result in results if result.error is None]
+    finished = [result for result in running if (result.metrics or {}).get("done")]
+    if len(finished) < len(running):  # after Ctrl-C Ray returns as if nothing had been
+        print(f"lightning-stable: broken off: {len(finished)} of {len(results)} members came to their end, so none is"
+              f" chosen; their last checkpoints are in {folder}", file=sys.stderr)  # fmt: skip
+        return 130
+    told = [result for result in finished if result.checkpoint is not None and STEPS in result.metrics]
+    if not told:
+        print("lightning-stable: no member has ended a turn, so none is chosen", file=sys.stderr)
+        return 1
+    _keep_best(told, settings, folder)
+    return int(bool(results.errors))
+
+
+def _keep_best(finished: Sequence[Any], settings: Settings, folder: Path) -> None:
     best = (min if settings.mode == "min" else max)(finished, key=lambda one: one.metrics[settings.monitor])
     with best.checkpoint.as_directory() as checkpoint:
         write_atomically(folder / "best.ckpt", Path(checkpoint, CHECKPOINT).read_bytes())
@@ -240,7 +260,6 @@ def _say(results: Any, settings: Settings, folder: Path) -> int:
     print(f"\nThe best came to {settings.monitor} {best.metrics[settings.monitor]:.6g} with, at the end,"
           f" {json.dumps(segments[-1]['hyperparameters'])}.")  # fmt: skip
     print(f"Its weights and its schedule:  {folder / 'best.ckpt'}  {folder / 'schedule.json'}")
-    return int(bool(results.errors))
 
 
 def _new_folder(config: dict[str, Any]) -> Path:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_stable.callbacks.population.lineage import read_schedule
-from lightning_stable.studies.population.ray_engine import NotForRay, read_config, split_config
+from lightning_stable.studies.population.ray_engine import NotForRay, _say, read_config, split_config
+from lightning_stable.studies.population.ray_member import STEPS
 from lightning_stable.studies.recipes import find_recipe
 from tests.small_fit import LIGHTNING_CLI_WARNS
 
@@ -57,6 +61,47 @@ def test_what_is_no_population_is_refused():
         split_config(config(callbacks=[plain]))
 
 
+def test_members_without_a_single_turn_are_refused():
+    with pytest.raises(
+        NotForRay, match=r"`--trainer\.max_steps=39` for a `population` of 4 is 9 steps a member.* 10;.* 40"
+    ):
+        split_config(config(max_steps=39))
+    assert split_config(config(max_steps=40))[1]["trainer"]["max_steps"] == 10
+
+
+class Results(list):
+    """As Ray's `ResultGrid`."""
+
+    @property
+    def errors(self):
+        return [one.error for one in self if one.error is not None]
+
+
+def result(steps, done, error=None):
+    metrics = {"val_loss": 0.5, STEPS: steps, "done": done} if steps else None
+    return SimpleNamespace(metrics=metrics, error=error, checkpoint=None)
+
+
+def said_of(results, folder):
+    settings, _ = split_config(config())
+    return _say(Results(results), settings, folder)
+
+
+def test_of_a_search_that_was_broken_off_no_best_is_kept(tmp_path, capsys):
+    assert said_of([result(100, True), result(90, False)], tmp_path) == 130
+    captured = capsys.readouterr()
+    assert "broken off: 1 of 2 members came to their end" in captured.err
+    assert "The best" not in captured.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_that_no_turn_has_ended_is_said(tmp_path, capsys):
+    assert said_of([result(None, False, error=RuntimeError("no"))], tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "a member failed: no" in captured.err
+    assert "no member has ended a turn" in captured.err
+
+
 @pytest.mark.filterwarnings(LIGHTNING_CLI_WARNS)
 def test_the_bundled_recipe_serves_both_engines_with_what_is_said_beside_it():
     from lightning_stable.cli import _import_rooms
@@ -73,6 +118,34 @@ def test_a_wrong_command_line_is_an_error_of_the_parser(capsys):
     with pytest.raises(SystemExit) as stop:
         read_config(["--trainer.max_steps=soon"])
     assert stop.value.code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ctrl_c_is_no_end_of_a_search(tmp_path):
+    pytest.importorskip("ray.tune")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "lightning_stable.cli", "fit", "--recipe=digits_pbt", "--engine=ray",
+         "--trainer.callbacks.population=2", "--trainer.accelerator=cpu", "--trainer.max_steps=1000000"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_TMPDIR": "/tmp"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    folder = tmp_path / "runs" / "digits_pbt" / "ray_0"
+    try:
+        end = time.monotonic() + 200
+        while not list(folder.glob("*/checkpoint_*")) and time.monotonic() < end:
+            time.sleep(0.5)
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=90)
+    finally:
+        command.kill()
+    assert command.returncode == 130, err
+    assert "broken off: 0 of 2 members" in err
+    assert "The best" not in out
+    assert not (folder / "best.ckpt").exists()
 
 
 @pytest.mark.slow
