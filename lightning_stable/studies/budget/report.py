@@ -19,7 +19,9 @@ ERROR = "test_error"
 LOW = 0.10
 """The largest budget that is a low one, as a share of a full run."""
 _REX = "REX"
-_RANGE = 4.9  # the studentized range of 8 means with 16 degrees of freedom, at 5 %: 8 schedules, 3 seeds
+_RANGES = {2: 5.60, 3: 4.90, 4: 4.68, 5: 4.58, 6: 4.52, 7: 4.48, 8: 4.45, 9: 4.43, 10: 4.41}
+"""By the number of seeds n, for 8 schedules at 5 %: scipy.stats.studentized_range.ppf(0.95, 8, 8 * (n - 1))."""
+_SCHEDULES = 8
 _EQUAL = 1e-9
 _NAMES = {"sgd": "SGD with momentum", "adam": "Adam"}
 _COLOURS = ("#d62839", "#1d4e89", "#2a9d8f", "#e9a03b", "#7b5ea7", "#8d6e63", "#5c8001", "#8a94a6")
@@ -76,7 +78,8 @@ def _error(outcome: Outcome, side: str, setting: Point) -> str:
     if cell is None:
         return ""
     text = mean_and_spread(cell.mean(ERROR), cell.spread(ERROR))
-    return f"**{text}**" if outcome.ranks(setting, ERROR)[side] < 2 else text
+    ranks = outcome.ranks(setting, ERROR)
+    return f"**{text}**" if ranks[side] == min(ranks.values()) else text
 
 
 def _rank_table(outcome: Outcome) -> str:
@@ -101,20 +104,38 @@ def _groups(outcome: Outcome) -> dict[str, list[Point]]:
 
 
 def _noise(outcome: Outcome) -> str:
-    """In how many settings the schedules differ by more than seeds do."""
-    apart = clear = 0
+    """In how many settings the schedules differ by more than seeds do; of one seed nothing is known of that."""
+    seeds = len({result.trial.seed for result in outcome.results})
+    parts = ["Bold: the first in its column."]
+    if seeds in _RANGES and len(outcome.sides) == _SCHEDULES:
+        parts.append(_apart(outcome, seeds))
+    if seeds > 1:
+        clear = sum(second - first > spread for spread, (first, second, *_) in _means(outcome))
+        parts.append(
+            f"The first and the second differ by more than the spread over seeds in {clear} of"
+            f" {len(outcome.settings)}. Ranks next to each other are mostly those of chance."
+        )
+    return " ".join(parts)
+
+
+def _apart(outcome: Outcome, seeds: int) -> str:
+    limit = _RANGES[seeds] / sqrt(seeds)
+    apart = sum(means[-1] - means[0] > limit * spread for spread, means in _means(outcome))
+    return (
+        "The best and the worst schedule differ by more than eight that are alike do in about one of twenty cases"
+        f" (studentized range; about, as all schedules share their seeds) in {apart} of {len(outcome.settings)}"
+        " settings."
+    )
+
+
+def _means(outcome: Outcome) -> list[tuple[float, list[float]]]:
+    """For each setting the spread over seeds that its schedules have together, and their means, the best one first."""
+    found = []
     for setting in outcome.settings:
         cells = [cell for side in outcome.sides if (cell := outcome.cell(side, setting)) is not None]
-        means = sorted(cell.mean(ERROR) for cell in cells)
-        spread = sqrt(fmean(cell.spread(ERROR) ** 2 for cell in cells))  # NaN for one seed: then nothing is clear
-        apart += means[-1] - means[0] > _RANGE / sqrt(len(cells[0].results)) * spread
-        clear += means[1] - means[0] > spread
-    settings = len(outcome.settings)
-    return (
-        "Bold: the first in its column. The best and the worst schedule differ by more than eight that are alike do in"
-        f" one of twenty cases (studentized range) in {apart} of {settings} settings; the first and the second by more"
-        f" than the spread over seeds in {clear} of {settings}. Ranks next to each other are mostly those of chance."
-    )
+        spread = sqrt(fmean(cell.spread(ERROR) ** 2 for cell in cells))  # NaN if one diverged: then nothing is clear
+        found.append((spread, sorted(cell.mean(ERROR) for cell in cells)))
+    return found
 
 
 def _claim(outcome: Outcome) -> str:

@@ -2,6 +2,7 @@
 """The table and the figure, from results that are made up."""
 
 import math
+import statistics
 
 import pytest
 from matplotlib.figure import Figure
@@ -77,10 +78,45 @@ def test_the_claim_is_reported_as_it_came_out(low, high, verdict):
 def test_differences_of_chance_are_called_so():
     large = table_of(lambda side, budget, seed: place(side) + seed / 100)
     small = table_of(lambda side, budget, seed: place(side) / 1000 + seed)
-    assert "(studentized range) in 12 of 12 settings; the first and the second by more" in large
-    assert "than the spread over seeds in 12 of 12." in large
-    assert "(studentized range) in 0 of 12 settings; the first and the second by more" in small
-    assert "than the spread over seeds in 0 of 12." in small
+    assert "in 12 of 12 settings. The first and the second differ by more than the spread over seeds in 12 of" in large
+    assert "in 0 of 12 settings. The first and the second differ by more than the spread over seeds in 0 of" in small
+    assert "in about one of twenty cases (studentized range; about, as all schedules share their seeds)" in large
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_the_limit_is_that_of_so_many_seeds(seeds):
+    """The largest difference of the means is set just below and just above it."""
+    stats = pytest.importorskip("scipy.stats")
+    limit = stats.studentized_range.ppf(0.95, 8, 8 * (seeds - 1)) / math.sqrt(seeds)
+
+    def table(difference):
+        spread = statistics.stdev(range(seeds))
+        return table_of(
+            lambda side, budget, seed: seed / spread + (difference if side == "REX" else 0.0), seeds=range(seeds)
+        )
+
+    assert "share their seeds) in 0 of 12 settings" in table(0.99 * limit)
+    assert "share their seeds) in 12 of 12 settings" in table(1.01 * limit)
+
+
+def test_of_one_seed_nothing_is_said_of_chance():
+    table = table_of(lambda side, budget, seed: place(side), seeds=(0,), quick=True)
+    assert "Bold: the first in its column." in table
+    assert "studentized" not in table
+    assert "spread over seeds" not in table
+
+
+def test_more_seeds_than_the_limit_is_known_for_are_no_test():
+    table = table_of(lambda side, budget, seed: place(side) + seed, seeds=range(11))
+    assert "studentized" not in table
+    assert "differ by more than the spread over seeds in 0 of 12" in table
+
+
+def test_all_that_are_first_are_bold():
+    table = table_of(lambda side, budget, seed: 0.0 if side in ("REX", "Linear", "Cosine") else place(side))
+    for side in ("REX", "Linear", "Cosine"):
+        assert table.count(f"| {side} |" + " **0.00 ± 0.00** |" * 6) == 2
+    assert "| Step | 3.00 ± 0.00 |" in table
 
 
 def test_a_place_that_is_shared_is_said_to_be():
