@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from lightning_stable.studies.engine.crew import Crew
 from lightning_stable.studies.engine.equal_tuning import UnequalTuning, require_equal_tuning
+from lightning_stable.studies.engine.out_folder import OutRefused, make_folder, require_own
 from lightning_stable.studies.engine.outcome import Outcome
 from lightning_stable.studies.engine.report import FIGURE, RESULTS, TABLE, draw_figure, write_results, write_table
 from lightning_stable.studies.engine.run_all import RunAll
@@ -50,11 +51,12 @@ def main(argv: Sequence[str] | None = None, studies: dict[str, str] = STUDIES) -
     study = load_study(path)
     _require_modules("optuna", *study.needs)
     try:
-        trials = study.trials(_seeds_of(study, arguments), arguments.quick)
+        seeds = _seeds_of(study, arguments)
+        trials = study.trials(seeds, arguments.quick)
         require_equal_tuning(study.name, trials)
-        folder = _make_folder(study, arguments)
+        folder = _make_folder(study, seeds, arguments)
         outcome = _outcome(study, trials, path, folder, arguments)
-    except (StorageRefused, UnequalTuning, NotADirectoryError) as error:
+    except (StorageRefused, UnequalTuning, OutRefused) as error:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     return _report(study, outcome, folder, _command(arguments))
@@ -64,14 +66,10 @@ def _seeds_of(study: Study, arguments: argparse.Namespace) -> tuple[int, ...]:
     return arguments.seeds or (study.quick_seeds if arguments.quick else study.seeds)
 
 
-def _make_folder(study: Study, arguments: argparse.Namespace) -> Path:
+def _make_folder(study: Study, seeds: Sequence[int], arguments: argparse.Namespace) -> Path:
     folder = arguments.out or Path("runs", f"study_{study.name}{'_quick' if arguments.quick else ''}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            f"`--out` must be a folder, or a new one: {folder} is a file, or lies in one"
-        ) from error
+    make_folder(folder)
+    require_own(folder, study, arguments.quick, seeds)
     return folder
 
 
@@ -107,8 +105,16 @@ def _run(study: Study, trials: list[Trial], store: TrialStore, crew: Crew, argum
 
 
 def _report(study: Study, outcome: Outcome, folder: Path, command: str) -> int:
-    write_results(outcome, folder)
-    print(write_table(study, outcome, command, folder))
+    try:
+        write_results(outcome, folder)
+        print(write_table(study, outcome, command, folder))
+    except OSError as error:
+        print(
+            f"{_PROGRAM}: cannot write to {folder}: {error.strerror}. Make room there, or choose another `--out`; with"
+            " the same storage no run is made again.",
+            file=sys.stderr,
+        )
+        return 2
     print(f"Table: {folder / TABLE}\nRuns: {folder / RESULTS}")
     drawn = try_to_draw(_PROGRAM, folder / FIGURE, lambda: draw_figure(study, outcome, folder))
     if outcome.failed:

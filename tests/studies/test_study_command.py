@@ -228,6 +228,29 @@ def test_what_is_refused_is_refused_before_anything_runs(folder, arguments, mess
     assert not (folder / "begun").exists()
 
 
+def test_a_table_of_other_arguments_is_not_replaced_and_one_of_fewer_seeds_is(folder, capsys):
+    assert main(["toy", "--out", "out", "--workers", "1", "--quick", "--seeds", "0"], STUDIES) == 0
+    table = (folder / "out" / "table.md").read_text()
+    assert main(["toy", "--out", "out", "--workers", "1", "--seeds", "0"], STUDIES) == 2
+    assert "is of `lightning-stable study toy --quick --seeds 0`. Choose another `--out`" in capsys.readouterr().err
+    assert (folder / "out" / "table.md").read_text() == table
+    assert main(["toy", "--out", "out", "--workers", "1", "--quick", "--seeds", "0,1"], STUDIES) == 0
+    assert "x 2 seeds (0, 1)" in (folder / "out" / "table.md").read_text()
+
+
+def test_a_folder_that_is_full_in_the_end_is_named(folder, capsys, monkeypatch):
+    from lightning_stable.studies import study_command
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(study_command, "write_results", full)
+    assert main(["toy", "--out", "out", "--workers", "1", "--quick", "--seeds", "0"], STUDIES) == 2
+    said = capsys.readouterr().err
+    assert "cannot write to out: No space left on device" in said
+    assert "choose another `--out`" in said
+
+
 def test_a_storage_that_goes_away_is_said_and_a_bug_is_not_hidden(folder, capsys, monkeypatch):
     from optuna.exceptions import StorageInternalError
 
