@@ -159,8 +159,10 @@ def _parser(studies: dict[str, str]) -> argparse.ArgumentParser:
         "--workers", type=_at_least_one, default=_cores(), metavar="N", help="processes (default: cores, %(default)s)"
     )
     parser.add_argument(
-        "--storage", metavar="URL", help="database of the runs, for several machines that run the same command:"
-        " postgresql+psycopg2://..., mysql+pymysql://..., if their drivers are there (default: trials.db in --out)",
+        "--storage", metavar="URL", help="database of the runs (default: trials.db in --out). Several machines that run"
+        " the same command need a database server: postgresql+psycopg2://..., mysql+pymysql://..., if their drivers are"
+        " there. An SQLite file, as the default is, is for the processes of one machine: on a network share it may be"
+        " corrupted",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="where tables go (default: runs/study_NAME)")
     parser.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="the seeds (default: the study's own)")

@@ -305,6 +305,14 @@ def test_studies_are_listed_with_their_questions_without_torch():
     assert "Which learning-rate schedule is best when a run may take only so many steps?" in done.stdout
 
 
+def test_it_says_that_several_machines_need_a_database_server(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"], STUDIES)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Several machines that run the same command need a database server" in said
+    assert "An SQLite file, as the default is, is for the processes of one machine" in said
+
+
 def test_a_study_says_which_extra_it_needs(monkeypatch, capsys, folder):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert cli(["study", "budget", "--quick"]) == 2

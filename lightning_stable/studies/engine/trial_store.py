@@ -4,6 +4,9 @@
 Nothing is enqueued: whoever wants to make a run creates its trial, then looks whether another one was earlier. Optuna
 numbers trials in the order of their commits on every database, so that the earliest is the same for all who look; the
 others withdraw. A run that breaks off leaves a trial that no longer counts, and the run is free again.
+
+Machines need a database server for that. An SQLite file is for the processes of one machine: its write-ahead log is in
+memory that they share, which no network share has.
 """
 
 import logging
