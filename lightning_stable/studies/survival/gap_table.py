@@ -70,7 +70,7 @@ def _numbers(steps: int) -> str:
         " recipes `charlm_...`; these have 3 blocks of 96 channels, a learning rate of 0.003, which is constant but in"
         " `charlm_stable`, 800 steps, and a reset every 250 (`charlm_stable_spam`: 500). The ladder of the full recipe"
         " is that of a guard without arguments: ten skips, two rollbacks without replay, two halvings of the learning"
-        " rate, a halt, all of it available again after ten clean steps."
+        " rate, a halt, all of it available again after five clean steps."
     )
 
 
