@@ -47,6 +47,7 @@ class Curve:
         )
         self.sample_at = None if sample_at is None else require_rising_fractions("ProfileLR", "sample_at", sample_at)
         self.unit = require_one_of("ProfileLR", "unit", unit, UNITS)
+        self._check_warmup()
         self._check_together()
 
     def __repr__(self) -> str:
@@ -72,13 +73,8 @@ class Curve:
             total: The budget; `None` while unknown.
             beta2: Of the group's second moment, for untuned warmups.
         """
-        if self.is_untuned:
-            factor = untuned_factor(position + increment, beta2, self.warmup) * self._profile(position, total)
-        elif position + increment < self.warmup_steps:
-            factor = warmup_factor((position + increment) / self.warmup_steps, self.warmup, self.warmup_start)
-        else:
-            factor = self._profile(position, total)
-        return self.min_ratio + (1.0 - self.min_ratio) * factor
+        profile = self.profile.factor(*self._sample(position, total))
+        return self._warmup(position + increment, beta2) * (self.min_ratio + (1.0 - self.min_ratio) * profile)
 
     def momentum(self, position: float, total: float | None) -> float | None:
         """The momentum of a step that begins at `position`; `None` leaves it to the optimizer."""
@@ -88,18 +84,32 @@ class Curve:
         """How long the warmup is in the curve's unit; with the untuned rules, until it is all but over."""
         return max(2.0 / (1.0 - beta2) for beta2 in beta2s) if self.is_untuned else self.warmup_steps
 
-    def _profile(self, position: float, total: float | None) -> float:
-        return self.profile.factor(*self._sample(position, total))
+    def _warmup(self, end: float, beta2: float) -> float:
+        """The warmup's factor on a step that ends there."""
+        if self.is_untuned:
+            return untuned_factor(end, beta2, self.warmup)
+        if end < self.warmup_steps:
+            return warmup_factor(end / self.warmup_steps, self.warmup, self.warmup_start)
+        return 1.0
 
     def _sample(self, position: float, total: float | None) -> tuple[float, float]:
         """The latest place at which the profile is looked at, and its length, both counted from the warmup's end."""
-        done = max(position - self.warmup_steps, 0)
         length = math.inf if total is None else max(total - self.warmup_steps, 0)
+        if position < self.warmup_steps:
+            return 0.0, length or math.inf  # its start, which is not its end either where nothing is left for it
+        done = position - self.warmup_steps
         if self.sample_at is not None:
             done = 0.0 if total is None else max([x * length for x in self.sample_at if reached(done, length, x)] + [0])
         elif self.sample_every is not None:
             done = math.floor(done / self.sample_every * (1.0 + 1e-12)) * self.sample_every
         return done, length
+
+    def _check_warmup(self) -> None:
+        if self.unit == "steps" and 0 < self.warmup_steps < 1:
+            raise ValueError(
+                f"`ProfileLR(warmup_steps=...)` must be 0, or at least 1 where steps are counted, got "
+                f"{self.warmup_steps!r}. It is no fraction of the run: for a tenth of 1,000 steps set 100."
+            )
 
     def _check_together(self) -> None:
         if self.sample_every is not None and self.sample_at is not None:

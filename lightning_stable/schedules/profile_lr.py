@@ -24,10 +24,10 @@ class ProfileLR(LRScheduler):
     """Warms the learning rate up and then follows a profile, sampled as often as you like, to the end of the budget.
 
         p: `position`, what has been used;  i: `increment`, what a step uses;  w: `warmup_steps`;  T: `total_steps`
-        rate = base rate * (min_ratio + (1 - min_ratio) * factor)
-        factor = warmup curve at (p + i) / w                  while p + i < w
-               = profile at the latest sample <= p - w, of T - w    afterwards
-        untuned warmups:  factor = rule of step (p + i), with each group's own beta2, * profile at p of T
+        rate = base rate * warmup * (min_ratio + (1 - min_ratio) * profile)
+        warmup = warmup curve at (p + i) / w    while p + i < w,    and 1 afterwards
+               = rule of step (p + i), with each group's own beta2    for untuned warmups
+        profile = its value at the start    while p < w,    at the latest sample <= p - w, of T - w    afterwards
 
     Paper: Chen, Wolfe and Kyrillidis, "REX: Revisiting Budgeted Training with an Improved Schedule" (MLSys 2022): a
     schedule is a profile and how often it is sampled. `warmup_factor` and `untuned_factor` name those of the warmups.
@@ -49,12 +49,13 @@ class ProfileLR(LRScheduler):
             Default: `REX()`.
         total_steps: The budget in `unit`s, warmup included. `None`: set later by `scheduler.total_steps = n`, before
             the profile needs it. `lightning-stable fit` and `ScheduledOptimizerMixin` set it to the length of the run.
-        warmup_steps: Length of the warmup in `unit`s; its last step runs at the base rate.
+        warmup_steps: Length of the warmup in `unit`s; its last step runs where the profile starts, for most at the base
+            rate. In steps 0, or 1 and more.
         warmup: `linear`, `cosine`, `exponential`; or, for Adam and its kin, with `warmup_steps=0` and in steps,
             `untuned_linear` (2 / (1 - beta2) steps), `untuned_exponential` or `radam`.
-        warmup_start: The factor the warmup starts from, in [0, 1); default 0, and 0.01 for `exponential`. No step runs
-            at 0 because of it: the factor of a step is that of its end.
-        min_ratio: The rate where the factor is 0, as a fraction of the base rate.
+        warmup_start: The factor the warmup starts from, in [0, 1); default 0, and 0.01 for `exponential`; `min_ratio`
+            does not raise it. No step runs at 0 because of it: the factor of a step is that of its end.
+        min_ratio: The rate where the profile is 0, as a fraction of the base rate. The warmup starts below it.
         sample_every: Take a new value from the profile every so many `unit`s.
         sample_at: Take new values from the profile at these fractions of the way alone, such as [0.5, 0.75] ("50-75").
         unit: What is counted: `steps` of the optimizer, `epochs`, `samples`, `tokens` or `seconds`.

@@ -49,9 +49,35 @@ def test_it_says_all_that_decides_the_rate():
     )
 
 
+@pytest.mark.parametrize("warmup", ["linear", "cosine", "exponential"])
+def test_a_warmup_comes_up_to_where_the_profile_starts(warmup):
+    """One cycle starts at 0.04 of the base rate: the step after the warmup is no cliff."""
+    factors = sampled(Curve("OneCycle", warmup_steps=20, warmup=warmup, warmup_start=0.5))
+    assert factors[:20] == sorted(factors[:20])
+    assert factors[19] == factors[20] == 0.04
+    assert factors[21] == pytest.approx(0.04, rel=0.2)
+
+
+def test_the_least_rate_is_the_profile_s_and_no_floor_under_the_warmup():
+    factors = sampled(Curve("Linear", warmup_steps=50, min_ratio=0.2))
+    assert factors[:50] == pytest.approx([(step + 1) / 50 for step in range(50)])
+    assert factors[50:100] == pytest.approx([0.2 + 0.8 * (1 - step / 50) for step in range(50)])
+    assert factors[100:] == [0.2] * 3
+    untuned = Curve("Linear", warmup="untuned_linear", min_ratio=0.2)
+    assert untuned.factor(0, 1, 10**6, beta2=0.999) == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize("profile", ["Linear", "Cosine", "REX", "WSD", "Step"])
+def test_a_warmup_as_long_as_the_run_ends_at_the_base_rate(profile):
+    curve = Curve(profile, warmup_steps=4)
+    assert [curve.factor(position, 1, 4) for position in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert curve.factor(4, 1, 4) < 0.02
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ({"warmup_steps": 0.1}, r"`ProfileLR\(warmup_steps=...\)` must be 0, or at least 1 where steps .*, got 0.1"),
         ({"warmup_steps": -1}, r"`ProfileLR\(warmup_steps=...\)` must be a number of at least 0, got -1"),
         ({"warmup_steps": math.nan}, "warmup_steps"),
         ({"warmup_steps": "5"}, "warmup_steps"),

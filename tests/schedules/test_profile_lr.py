@@ -12,10 +12,9 @@ from tests.schedules.steps import adamw, advance, first_rates, sgd
 def reference_rate(base, step, total_steps, warmup_steps, beta, min_ratio):
     """REX after a linear warmup, in the words of the docstring."""
     if step < warmup_steps:
-        factor = (step + 1) / warmup_steps
-    else:
-        z = max(0.0, 1.0 - (step - warmup_steps) / (total_steps - warmup_steps))
-        factor = z / ((1.0 - beta) + beta * z)
+        return base * (step + 1) / warmup_steps
+    z = max(0.0, 1.0 - (step - warmup_steps) / (total_steps - warmup_steps))
+    factor = z / ((1.0 - beta) + beta * z)
     return base * (min_ratio + (1.0 - min_ratio) * factor)
 
 
