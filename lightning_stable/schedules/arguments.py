@@ -2,17 +2,39 @@
 """Bounds of arguments, in the words of the call that the user wrote."""
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float that is finite; True and False are no numbers here.
+    """Whether it is a real number that is finite, NumPy's included; True and False are no numbers here.
 
     Example:
         >>> is_number(3), is_number(float("nan")), is_number(True), is_number("3")
         (True, False, False, False)
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plain_number(value: Any) -> int | float:
+    """The same number as an int if its type is one of whole numbers, and as a float if not: what checkpoints may hold.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> plain_number(3), plain_number(Fraction(1, 4))
+        (3, 0.25)
+    """
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def number_text(value: float) -> str:
+    """A number for a message: whole ones whole, others to six digits.
+
+    Example:
+        >>> number_text(1_234_567), number_text(2e9), number_text(1 / 3)
+        ('1234567', '2000000000', '0.333333')
+    """
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def require_within(call: str, name: str, value: Any, bounds: str) -> float:

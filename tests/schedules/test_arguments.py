@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
+import numpy as np
 import pytest
 
 from lightning_stable.schedules.arguments import is_number, require_one_of, require_positive, require_within
@@ -17,6 +18,10 @@ from lightning_stable.schedules.arguments import is_number, require_one_of, requ
         (math.nan, "[0, 1]", False),
         (math.inf, "[0, 1]", False),
         (True, "[0, 1]", False),
+        (np.float32(0.5), "(0, 1)", True),
+        (np.int64(1), "(0, 1]", True),
+        (np.float64("nan"), "[0, 1]", False),
+        (np.bool_(True), "[0, 1]", False),
         ("0.5", "[0, 1]", False),
         (None, "[0, 1]", False),
     ],
