@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_stable.schedules.arguments import is_number, require_one_of, require_positive
+from lightning_stable.schedules.arguments import is_number, number_text, plain_number, require_one_of, require_positive
 from lightning_stable.schedules.curve import Curve
 from lightning_stable.schedules.profile import Profile
 from lightning_stable.schedules.wsd import decayed
@@ -17,7 +17,10 @@ from lightning_stable.schedules.wsd import decayed
 Unit = Literal["steps", "epochs", "samples", "tokens", "seconds"]
 Warmup = Literal["linear", "cosine", "exponential", "untuned_linear", "untuned_exponential", "radam"]
 _WHOLE = ("steps", "samples", "tokens")
-_STATE = ("last_epoch", "base_lrs", "_step_count", "_last_lr", "_ahead", "increment", "_total_steps", "_cooldown")
+_STATE = (
+    *("last_epoch", "base_lrs", "_step_count", "_last_lr"),  # torch's
+    *("_since", "_increment", "_first_increment", "_total_steps", "_cooldown"),
+)
 
 
 class ProfileLR(LRScheduler):
@@ -36,9 +39,12 @@ class ProfileLR(LRScheduler):
     one (`OneCycle`) in groups with `betas` or with a `momentum` that is not 0.
 
     The rate is a function of position, increment and base rates alone: whatever happens to a group's `lr` in between,
-    it cannot drift, and `jump` to any place gives what stepping there gives. Each group keeps its own base rate; one
-    that is added later has the `lr` it came with. A checkpoint holds the position and `total_steps`; the curve is that
-    of the schedule it is loaded into. To lengthen a resumed run, set `scheduler.total_steps` after loading.
+    it cannot drift, and `jump` to any place gives what stepping there gives, to the rounding of fractional increments.
+    Each group keeps its own base rate; one that is added later has the `lr` it came with.
+
+    A checkpoint holds the position; the curve is that of the schedule it is loaded into, and so is a `total_steps` that
+    was passed to the constructor, which is how a resumed run is lengthened. A length that was taken from the trainer
+    gives way to that of the checkpoint.
 
     For a budget in samples, tokens or seconds somebody has to say what a step has used, by setting `increment` before
     `step()`: the callback `TrainingBudget` does. In epochs `lightning-stable fit` and `ScheduledOptimizerMixin` do.
@@ -93,8 +99,10 @@ class ProfileLR(LRScheduler):
     ) -> None:
         self.curve = Curve(profile, warmup_steps, warmup, warmup_start, min_ratio, sample_every, sample_at, unit)
         self._said = repr(self.curve)  # asked for in every step that is guarded
-        self.increment: float = 1
-        self._ahead: float = 0  # of `last_epoch`, which counts steps whatever they use
+        self._increment: float = 1
+        self._first_increment: float = 1  # what steps use in this run, so far as was known before its first one
+        self._since: tuple[int, float] = (0, 0)  # `last_epoch` and position from which on steps have used `increment`
+        self._has_own_length = total_steps is not None
         self._total_steps: float | None = None
         self._cooldown: tuple[float, float, float, str] | None = None  # position, increment there, length, curve
         beta2s = self._beta2s_of(optimizer)
@@ -105,7 +113,25 @@ class ProfileLR(LRScheduler):
     @property
     def position(self) -> float:
         """What has been used of the budget, in `unit`s."""
-        return self.last_epoch + self._ahead
+        return self._position_at(self.last_epoch)
+
+    @property
+    def increment(self) -> float:
+        """What a step uses of the budget; before the first step, setting it sets the rates, too."""
+        return self._increment
+
+    @increment.setter
+    def increment(self, increment: float) -> None:
+        if not is_number(increment) or increment < 0:
+            raise ValueError(f"`ProfileLR.increment` must be a number of at least 0, got {increment!r}.")
+        increment = plain_number(increment)
+        if self._step_count <= 1:  # torch's own first call is counted
+            self._first_increment = increment
+        if increment == self._increment:
+            return
+        self._since, self._increment = (self.last_epoch, self.position), increment
+        if self.position == 0 and self._wrote_last(self._last_lr):
+            self._write(self.get_lr())
 
     @property
     def unit(self) -> str:
@@ -120,13 +146,15 @@ class ProfileLR(LRScheduler):
     @total_steps.setter
     def total_steps(self, total_steps: float) -> None:
         self._set_total_steps(total_steps, self._beta2s_of(self.optimizer))
+        if self._wrote_last(self._last_lr):
+            self._write(self.get_lr())
 
     def step(self, epoch: int | None = None) -> None:
         """Set every group's rate for the next optimizer step."""
-        used = self.increment if hasattr(self, "_last_lr") else 1  # torch calls it once to set the first rate
-        position = self.last_epoch + self._ahead + used if epoch is None else epoch
+        position = self._position_at(self.last_epoch + 1) if epoch is None else epoch
         self._require_length(position)  # raises while everything is still untouched
-        self._ahead = position - (self.last_epoch + 1) if epoch is None else 0
+        if epoch is not None:
+            self._since = (epoch, epoch)
         super().step(epoch)
         self._set_momentum()
 
@@ -138,12 +166,13 @@ class ProfileLR(LRScheduler):
         """
         if not is_number(position) or position < 0:
             raise ValueError(f"`ProfileLR.jump(position=...)` must be a number of at least 0, got {position!r}.")
+        position = plain_number(position)
         self._require_length(position)
         if self.curve.unit == "steps":
             self.last_epoch = int(position)
-        self._ahead = position - self.last_epoch
+        if position != self.position:  # to where it is: not even a rounding changes
+            self._since = (self.last_epoch, position)
         self._write(self.get_lr())
-        self._set_momentum()
 
     def cooldown(self, steps: float, curve: Literal["linear", "1-sqrt"] = "linear") -> None:
         """Finish: bring the rate down to its minimum within so many `unit`s from now on, whatever the profile says.
@@ -152,14 +181,15 @@ class ProfileLR(LRScheduler):
             steps: How much of the budget that takes; afterwards the rate stays at the minimum.
             curve: `linear` or `1-sqrt`.
         """
-        require_positive("ProfileLR.cooldown", "steps", steps)
+        length = require_positive("ProfileLR.cooldown", "steps", steps)
         require_one_of("ProfileLR.cooldown", "curve", curve, ("linear", "1-sqrt"))
         if self._cooldown is not None:
             raise ValueError(
-                f"`ProfileLR.cooldown(steps={steps})`: the schedule has been coming down since {self._cooldown[0]:g} "
-                f"{self.curve.unit}, and is down at {self._cooldown[0] + self._cooldown[2]:g}."
+                f"`ProfileLR.cooldown(steps={steps})`: the schedule has been coming down since "
+                f"{number_text(self._cooldown[0])} {self.curve.unit}, and is down at "
+                f"{number_text(self._cooldown[0] + self._cooldown[2])}."
             )
-        self._cooldown = (self.position, self.increment, steps, curve)
+        self._cooldown = (self.position, self.increment, length, curve)
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Every group's rate at `position`; it never looks at the current one."""
@@ -175,16 +205,49 @@ class ProfileLR(LRScheduler):
         return {**{name: getattr(self, name) for name in _STATE}, "curve": self._said}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to where the run was; the curve remains this schedule's own, with a warning if it is another."""
-        curve, total_steps = state_dict["curve"], state_dict["_total_steps"]
-        if curve != self._said:
-            self._warn(f"was saved by {curve}, and goes on along {self._said}")
-        if self._total_steps is not None and total_steps != self._total_steps:
-            self._warn(
-                f"keeps the total_steps of its checkpoint, {total_steps}, where this run has {self._total_steps:g}; to "
-                f"change them, set `scheduler.total_steps = {self._total_steps:g}` after loading"
-            )
+        """Go to where the run was, and set the rates there.
+
+        The curve remains this schedule's own, and so does a `total_steps` that its constructor was given; each with a
+        warning if the checkpoint has another. In epochs, what a step uses is this run's, too.
+        """
+        if state_dict["curve"] != self._said:
+            self._warn(f"was saved by {state_dict['curve']}, and goes on along {self._said}")
+        rates_before, rates = self._last_lr, state_dict["_last_lr"]
+        first_increment, total_steps = self._first_increment, self._length_after(state_dict)
         super().load_state_dict({name: state_dict[name] for name in _STATE})
+        self._total_steps = total_steps
+        if self.curve.unit == "epochs" and first_increment != self._first_increment:  # batches are cut otherwise now
+            self._first_increment = self.increment = first_increment
+        if len(rates) == len(self.optimizer.param_groups) and (
+            self._wrote_last(rates_before) or self._wrote_last(rates)
+        ):
+            saved = (state_dict["curve"], state_dict["_total_steps"], state_dict["_increment"])
+            is_unchanged = saved == (self._said, self._total_steps, self._increment)
+            self._write(rates if is_unchanged else self.get_lr())
+
+    def _length_after(self, state_dict: dict[str, Any]) -> float | None:
+        """Which `total_steps` holds when this state is loaded."""
+        own, saved = self._total_steps, state_dict["_total_steps"]
+        if own is None or saved is None or own == saved:
+            return saved if own is None else own
+        if self._has_own_length:
+            self._warn(
+                f"has the total_steps that it was given, {number_text(own)}, where its checkpoint has "
+                f"{number_text(saved)}"
+            )
+            return own
+        self._warn(
+            f"keeps the total_steps of its checkpoint, {number_text(saved)}, where this run's length is "
+            f"{number_text(own)}; for that, give the schedule `total_steps={number_text(own)}`: on the command line "
+            f"`--lr_scheduler.total_steps={number_text(own)}`, in YAML `total_steps: {number_text(own)}` among its "
+            "arguments"
+        )
+        return saved
+
+    def _position_at(self, epoch: int) -> float:
+        """A product and no running sum, whose roundings would add up."""
+        then, position = self._since
+        return position + (epoch - then) * self._increment
 
     def _factor(self, group: dict[str, Any]) -> float:
         beta2 = float(group["betas"][1]) if self.curve.is_untuned else 0.0
@@ -212,6 +275,13 @@ class ProfileLR(LRScheduler):
             else:
                 group["lr"] = rate
         self._last_lr = [copied(group["lr"]) for group in groups]
+        self._set_momentum()
+
+    def _wrote_last(self, rates: list[Any]) -> bool:
+        """Whether the groups' rates are those that this schedule has set, and not another's of a `SequentialLR`."""
+        groups = self.optimizer.param_groups
+        has_begun = self.last_epoch >= 0  # torch takes a step back from those that are to come
+        return has_begun and len(rates) == len(groups) and all(map(_is_rate_of, groups, rates))
 
     def _adopt_new_groups(self) -> None:
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
@@ -226,13 +296,13 @@ class ProfileLR(LRScheduler):
                 f"`ProfileLR(total_steps=...)` must be a {whole}number of {unit} above 0, got {total_steps!r}. "
                 "An endless run has no length: set `Trainer(max_steps=...)` or `max_epochs`."
             )
-        self._total_steps = total_steps
+        self._total_steps = plain_number(total_steps)
         warmup = self.curve.warmup_length(beta2s)
         if warmup >= total_steps:
             self._warn(
-                f"warms up for {warmup:g} {unit} (`ProfileLR(warmup_steps={self.curve.warmup_steps:g}, "
-                f'warmup="{self.curve.warmup}")`) with `total_steps` set to {total_steps:g}: the run ends inside the '
-                "warmup. Train longer or warm up for less"
+                f"warms up for {number_text(warmup)} {unit} (`ProfileLR(warmup_steps="
+                f'{number_text(self.curve.warmup_steps)}, warmup="{self.curve.warmup}")`) with `total_steps` set to '
+                f"{number_text(total_steps)}: the run ends inside the warmup. Train longer or warm up for less"
             )
 
     def _require_length(self, position: float) -> None:
@@ -241,7 +311,7 @@ class ProfileLR(LRScheduler):
             return
         raise RuntimeError(
             f"`ProfileLR` does not know how long the run is, and {self.curve.profile!r} needs it after "
-            f"{self.curve.warmup_steps:g} {self.curve.unit}. Pass `ProfileLR(total_steps=...)`, or set "
+            f"{number_text(self.curve.warmup_steps)} {self.curve.unit}. Pass `ProfileLR(total_steps=...)`, or set "
             "`scheduler.total_steps = n` before training starts (in Lightning: `trainer.estimated_stepping_batches`)."
         )
 
@@ -269,3 +339,7 @@ def copied(rate: Any) -> Any:
         0.1
     """
     return rate.clone() if isinstance(rate, torch.Tensor) else rate
+
+
+def _is_rate_of(group: dict[str, Any], rate: Any) -> bool:
+    return float(group["lr"]) == float(rate)

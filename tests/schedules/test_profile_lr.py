@@ -2,6 +2,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,33 +45,15 @@ def test_a_rate_that_somebody_overwrote_is_back_at_the_next_step():
     assert scheduler.get_last_lr() == pytest.approx([6 / 7])
 
 
-def test_resuming_in_mid_run_is_exact(tmp_path):
-    straight = ProfileLR(sgd(0.1, 0.3), total_steps=30, warmup_steps=5)
-    expected = advance(straight, 30)
-    first = ProfileLR(sgd(0.1, 0.3), total_steps=30, warmup_steps=5)
-    advance(first, 13)
-    torch.save((first.state_dict(), first.optimizer.state_dict()), tmp_path / "state.pt")
-    state, optimizer_state = torch.load(tmp_path / "state.pt", weights_only=True)
-    second = ProfileLR(sgd(0.1, 0.3), warmup_steps=5)
-    second.load_state_dict(state)
-    second.optimizer.load_state_dict(optimizer_state)
-    assert second.total_steps == 30
-    assert advance(second, 17) == expected[13:]
-
-
-def test_a_checkpoint_of_another_curve_or_length_is_taken_up_with_a_warning():
-    first = ProfileLR(sgd(1.0), Cosine(), total_steps=30)
-    advance(first, 10)
-    second = ProfileLR(sgd(1.0), Linear(), total_steps=40)
-    with pytest.warns(UserWarning, match="The learning-rate schedule") as warned:
-        second.load_state_dict(first.state_dict())
-    assert [str(warning.message)[:70] for warning in warned] == [
-        "The learning-rate schedule was saved by ProfileLR(Cosine(), warmup_ste",
-        "The learning-rate schedule keeps the total_steps of its checkpoint, 30",
-    ]
-    second.total_steps = 40
-    second.jump(second.position)
-    assert second.get_last_lr() == [0.75]
+def test_a_new_length_sets_the_rates_at_once():
+    scheduler = ProfileLR(adamw(1.0), "OneCycle", total_steps=10)
+    advance(scheduler, 10)
+    scheduler.total_steps = 20
+    straight = ProfileLR(adamw(1.0), "OneCycle", total_steps=20)
+    straight.jump(10)
+    (group,), (expected,) = scheduler.optimizer.param_groups, straight.optimizer.param_groups
+    assert (group["lr"], group["betas"]) == (expected["lr"], expected["betas"])
+    assert scheduler.get_last_lr() == [group["lr"]]
 
 
 def test_last_epoch_places_a_new_scheduler_in_mid_run():
@@ -185,8 +168,29 @@ def test_a_budget_in_tokens_counts_what_steps_have_used():
 def test_the_first_step_of_a_budget_in_tokens_need_not_run_at_nothing():
     scheduler = ProfileLR(sgd(1.0), Linear(), total_steps=10_000, warmup_steps=1000, unit="tokens")
     scheduler.increment = 100
-    scheduler.jump(0)
     assert scheduler.get_last_lr() == pytest.approx([0.1])
+    advance(scheduler, 1)
+    scheduler.increment = 300
+    assert scheduler.get_last_lr() == pytest.approx([0.2])  # its step was announced as one of 100
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, "3", None])
+def test_a_step_that_uses_no_number_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"`ProfileLR.increment` must be a number of at least 0, got"):
+        ProfileLR(sgd(1.0), total_steps=4, unit="tokens").increment = wrong
+
+
+def test_fractions_of_an_epoch_do_not_add_up_their_roundings():
+    scheduler = ProfileLR(sgd(1.0), Linear(), total_steps=12, unit="epochs")
+    scheduler.increment = 1 / 1003
+    advance(scheduler, 10 * 1003)
+    assert scheduler.position == pytest.approx(10, rel=1e-15)
+    rates = scheduler.get_last_lr()
+    scheduler.jump(scheduler.position)
+    assert scheduler.get_last_lr() == rates
+    scheduler.increment = 1 / 7
+    advance(scheduler, 7)
+    assert scheduler.position == pytest.approx(11, rel=1e-15)
 
 
 def test_a_budget_in_epochs_or_seconds_may_have_any_length():
@@ -204,19 +208,6 @@ def test_larger_increments_go_through_the_same_curve_in_fewer_steps():
     rates += first_rates(scheduler, 5)
     assert rates == pytest.approx(plain[:20] + plain[20::4])
     assert scheduler.position == 40
-
-
-def test_a_resume_goes_on_with_the_same_increment():
-    def make():
-        return ProfileLR(sgd(1.0), total_steps=1000, unit="samples")
-
-    first, second = make(), make()
-    first.increment = 64
-    advance(first, 5)
-    second.load_state_dict(first.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    assert (second.position, second.increment) == (320, 64)
-    assert advance(second, 5) == advance(first, 5)
 
 
 # Jumping and finishing
@@ -278,6 +269,28 @@ def test_a_second_cooldown_and_one_of_no_length_are_refused():
     scheduler.cooldown(10)
     with pytest.raises(ValueError, match="has been coming down since 0 steps, and is down at 10"):
         scheduler.cooldown(10)
+
+
+def test_numbers_of_numpy_will_do_and_are_plain_in_a_checkpoint(tmp_path):
+    numbers = {"total_steps": np.int64(20), "warmup_steps": np.float32(2), "min_ratio": np.float64(0.1)}
+    scheduler = ProfileLR(sgd(1.0), WSD(np.float64(0.5)), **numbers, unit="tokens")
+    scheduler.increment = np.int64(1)
+    scheduler.jump(np.int64(5))
+    scheduler.cooldown(np.float32(4))
+    torch.save(scheduler.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == scheduler.state_dict()
+    plain = ProfileLR(sgd(1.0), WSD(0.5), total_steps=20, warmup_steps=2, min_ratio=0.1, unit="tokens")
+    plain.jump(5)
+    plain.cooldown(4)
+    assert advance(plain, 6) == advance(scheduler, 6)
+
+
+def test_large_numbers_are_told_apart():
+    scheduler, other = ProfileLR(sgd(1.0), total_steps=1_234_567), ProfileLR(sgd(1.0), total_steps=1_234_568)
+    with pytest.warns(UserWarning, match="was given, 1234568, where its checkpoint has 1234567"):
+        other.load_state_dict(scheduler.state_dict())
+    with pytest.warns(UserWarning, match="warms up for 2000001 steps .* with `total_steps` set to 2000000"):
+        ProfileLR(sgd(1.0), total_steps=2_000_000, warmup_steps=2_000_001)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, math.nan, math.inf, "9", True])
