@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_stable.schedules.arguments import is_number, number_text, plain_number, require_one_of, require_positive
 from lightning_stable.schedules.curve import Curve
 from lightning_stable.schedules.profile import Profile
+from lightning_stable.schedules.warmup import second_moment_beta
 from lightning_stable.schedules.wsd import decayed
 
 Unit = Literal["steps", "epochs", "samples", "tokens", "seconds"]
@@ -19,7 +20,7 @@ Warmup = Literal["linear", "cosine", "exponential", "untuned_linear", "untuned_e
 _WHOLE = ("steps", "samples", "tokens")
 _STATE = (
     *("last_epoch", "base_lrs", "_step_count", "_last_lr"),  # torch's
-    *("_since", "_increment", "_first_increment", "_total_steps", "_cooldown"),
+    *("_since", "_increment", "_first_increment", "_total_steps", "_cooldown", "_momenta_follow"),
 )
 
 
@@ -36,11 +37,13 @@ class ProfileLR(LRScheduler):
     schedule is a profile and how often it is sampled. `warmup_factor` and `untuned_factor` name those of the warmups.
 
     Deviations: warmup, `min_ratio`, `cooldown` and units other than steps are ours. Momentum follows a profile that has
-    one (`OneCycle`) in groups with `betas` or with a `momentum` that is not 0.
+    one (`OneCycle`) in groups with `betas`, and in those whose `momentum` is not 0 when they are first seen; through a
+    `cooldown`, too, so that it stays where the profile has it when the rate is down.
 
     The rate is a function of position, increment and base rates alone: whatever happens to a group's `lr` in between,
     it cannot drift, and `jump` to any place gives what stepping there gives, to the rounding of fractional increments.
-    Each group keeps its own base rate; one that is added later has the `lr` it came with.
+    Each group keeps its own base rate; one that is added later has the `lr` it came with. Lightning's `BaseFinetuning`
+    gives it another group's rate of the moment, which then decays twice: pass `lr` to `unfreeze_and_add_param_group`.
 
     A checkpoint holds the position; the curve is that of the schedule it is loaded into, and so is a `total_steps` that
     was passed to the constructor, which is how a resumed run is lengthened. A length that was taken from the trainer
@@ -68,7 +71,7 @@ class ProfileLR(LRScheduler):
         last_epoch: Steps already done, minus one; torch's convention.
 
     Raises:
-        ValueError: If an argument is out of its bounds, or an untuned warmup meets a group without `betas`.
+        ValueError: If an argument is out of its bounds, or an untuned warmup meets an optimizer with no second moment.
         RuntimeError: If `step()` comes to a place that depends on `total_steps` while that is unknown.
 
     Example:
@@ -105,6 +108,7 @@ class ProfileLR(LRScheduler):
         self._has_own_length = total_steps is not None
         self._total_steps: float | None = None
         self._cooldown: tuple[float, float, float, str] | None = None  # position, increment there, length, curve
+        self._momenta_follow: list[bool] = []  # by group, for good: a momentum may come down to 0
         beta2s = self._beta2s_of(optimizer)
         if total_steps is not None:
             self._set_total_steps(total_steps, beta2s)
@@ -194,9 +198,11 @@ class ProfileLR(LRScheduler):
     def get_lr(self) -> list[float | torch.Tensor]:
         """Every group's rate at `position`; it never looks at the current one."""
         self._adopt_new_groups()
-        return [
-            base * self._factor(group) for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
-        ]
+        if self.curve.is_untuned:
+            factors = [self._factor(beta2) for beta2 in self._beta2s_of(self.optimizer)]
+        else:
+            factors = [self._factor()] * len(self.base_lrs)
+        return [base * factor for base, factor in zip(self.base_lrs, factors, strict=True)]
 
     _get_closed_form_lr = get_lr
 
@@ -249,8 +255,7 @@ class ProfileLR(LRScheduler):
         then, position = self._since
         return position + (epoch - then) * self._increment
 
-    def _factor(self, group: dict[str, Any]) -> float:
-        beta2 = float(group["betas"][1]) if self.curve.is_untuned else 0.0
+    def _factor(self, beta2: float = 0.0) -> float:
         position = self.position
         if self._cooldown is None or position < self._cooldown[0]:
             return self.curve.factor(position, self.increment, self._total_steps, beta2)
@@ -261,11 +266,11 @@ class ProfileLR(LRScheduler):
 
     def _set_momentum(self) -> None:
         momentum = self.curve.momentum(self.position, self._total_steps)
-        for group in self.optimizer.param_groups if momentum is not None else ():
-            if "betas" in group:
-                group["betas"] = (momentum, *group["betas"][1:])
-            elif group.get("momentum"):
-                group["momentum"] = momentum
+        if momentum is None:
+            return
+        for group, follows in zip(self.optimizer.param_groups, self._momenta_follow, strict=False):
+            if follows:
+                _set_momentum_of(group, momentum)
 
     def _write(self, rates: list[float | torch.Tensor]) -> None:
         groups = self.optimizer.param_groups
@@ -284,9 +289,24 @@ class ProfileLR(LRScheduler):
         return has_begun and len(rates) == len(groups) and all(map(_is_rate_of, groups, rates))
 
     def _adopt_new_groups(self) -> None:
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            group.setdefault("initial_lr", copied(group["lr"]))
+        groups = self.optimizer.param_groups
+        for group in groups[len(self.base_lrs) :]:
+            if "initial_lr" not in group:
+                self._warn_of_decayed(group)
+                group["initial_lr"] = copied(group["lr"])
             self.base_lrs = [*self.base_lrs, group["initial_lr"]]
+        for group in groups[len(self._momenta_follow) :]:
+            self._momenta_follow = [*self._momenta_follow, "betas" in group or bool(group.get("momentum"))]
+
+    def _warn_of_decayed(self, group: dict[str, Any]) -> None:
+        lr = float(group["lr"])
+        decayed_ones = [now for now, base in zip(self._last_lr, self.base_lrs, strict=False) if now != base]
+        if lr in map(float, decayed_ones):
+            self._warn(
+                f"takes {lr:g} for the base rate of a new group, and that is where another group's rate is now: the "
+                'new one decays twice. Pass a base rate: `add_param_group({"params": ..., "lr": ...})`, or '
+                "`BaseFinetuning.unfreeze_and_add_param_group(..., lr=...)`"
+            )
 
     def _set_total_steps(self, total_steps: float, beta2s: list[float]) -> None:
         unit = self.curve.unit
@@ -317,15 +337,8 @@ class ProfileLR(LRScheduler):
 
     def _beta2s_of(self, optimizer: Optimizer) -> list[float]:
         """Those of all groups, where the warmup asks for them."""
-        if not self.curve.is_untuned:
-            return []
-        groups = optimizer.param_groups
-        if not all(len(group.get("betas", ())) > 1 for group in groups):
-            raise ValueError(
-                f'`ProfileLR(warmup="{self.curve.warmup}")` needs an optimizer with two `betas`, such as AdamW, got '
-                f"{type(optimizer).__name__}. Use `warmup_steps` with `linear`."
-            )
-        return [float(group["betas"][1]) for group in groups]
+        groups = optimizer.param_groups if self.curve.is_untuned else ()
+        return [second_moment_beta(optimizer, group, self.curve.warmup) for group in groups]
 
     def _warn(self, what: str) -> None:
         warnings.warn(f"The learning-rate schedule {what}.", UserWarning, stacklevel=4)
@@ -339,6 +352,17 @@ def copied(rate: Any) -> Any:
         0.1
     """
     return rate.clone() if isinstance(rate, torch.Tensor) else rate
+
+
+def _set_momentum_of(group: dict[str, Any], momentum: float) -> None:
+    """In place where the optimizer keeps a tensor, which a captured step holds on to."""
+    now = group["betas"][0] if "betas" in group else group["momentum"]
+    if isinstance(now, torch.Tensor):
+        now.fill_(momentum)
+    elif "betas" in group:
+        group["betas"] = (momentum, *group["betas"][1:])
+    else:
+        group["momentum"] = momentum
 
 
 def _is_rate_of(group: dict[str, Any], rate: Any) -> bool:

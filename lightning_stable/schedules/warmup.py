@@ -2,9 +2,13 @@
 """How a learning rate comes up: over a given time, or by rules that know Adam's second moment."""
 
 import math
+from typing import Any
+
+from torch.optim import Optimizer
 
 CURVES = ("linear", "cosine", "exponential")
 UNTUNED = ("untuned_linear", "untuned_exponential", "radam")
+_WITHOUT_SECOND_MOMENT = ("lion", "emolynx", "aggmo")  # classes with `betas` that are all of first moments
 _EXPONENTIAL_START = 0.01  # a straight line in the logarithm cannot start at zero
 
 
@@ -77,6 +81,37 @@ def untuned_factor(step: float, beta2: float, rule: str = "untuned_linear") -> f
         step += 1
         length = _radam_length(step, beta2, longest)
     return math.sqrt((length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length))
+
+
+def second_moment_beta(optimizer: Optimizer, group: dict[str, Any], warmup: str) -> float:
+    """The decay of a group's second moment, which is the second of `betas` but for Adan, where it is the third.
+
+    Args:
+        optimizer: The optimizer.
+        group: One of its groups.
+        warmup: The rule that asks for it.
+
+    Raises:
+        ValueError: If the optimizer has no second moment.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
+        >>> second_moment_beta(optimizer, optimizer.param_groups[0], "radam")
+        0.999
+    """
+    betas = group.get("betas", ())
+    if len(betas) < 2 or any(_is_a(name, optimizer) for name in _WITHOUT_SECOND_MOMENT):
+        raise ValueError(
+            f'`ProfileLR(warmup="{warmup}")` needs an optimizer with two `betas`, one of them of a second moment, such '
+            f"as AdamW, got {type(optimizer).__name__}. Use `warmup_steps` with `linear`."
+        )
+    return float(betas[2 if len(betas) > 2 and _is_a("adan", optimizer) else 1])
+
+
+def _is_a(name: str, optimizer: Optimizer) -> bool:
+    """By name, since they are other libraries'."""
+    return any(name in kind.__name__.lower() for kind in type(optimizer).__mro__)
 
 
 def _radam_length(step: float, beta2: float, longest: float) -> float:

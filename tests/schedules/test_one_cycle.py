@@ -68,6 +68,58 @@ def test_beta2_is_left_alone_and_so_is_an_optimizer_without_momentum():
     assert kept.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
+def momenta(scheduler, steps):
+    return [momentum for _, momentum in cycle(scheduler, lambda group: group["momentum"], steps)]
+
+
+def test_a_momentum_that_comes_down_to_0_goes_up_again_also_after_a_resume():
+    def make():
+        return ProfileLR(sgd(1.0, momentum=0.9), OneCycle(0.5, curve="linear", momentum_range=(0.0, 0.9)), 8)
+
+    expected = [0.9 * abs(4 - step) / 4 for step in range(9)]
+    straight, first, second = make(), make(), make()
+    assert momenta(straight, 9) == pytest.approx(expected)
+    straight.jump(0)
+    assert straight.optimizer.param_groups[0]["momentum"] == 0.9
+    momenta(first, 5)
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert momenta(second, 5) == pytest.approx(expected[4:])
+
+
+def test_a_group_added_later_follows_if_it_has_momentum():
+    scheduler = ProfileLR(sgd(1.0, momentum=0.9), OneCycle(0.5, momentum_range=(0.0, 0.9)), 8)
+    scheduler.jump(4)
+    for momentum in (0.5, 0.0):
+        weight = torch.nn.Parameter(torch.zeros(1))
+        scheduler.optimizer.add_param_group({"params": [weight], "lr": 0.1, "momentum": momentum})
+    scheduler.jump(0)
+    assert [group["momentum"] for group in scheduler.optimizer.param_groups] == [0.9, 0.9, 0.0]
+
+
+def test_betas_that_are_tensors_stay_the_same_tensors():
+    betas = torch.tensor(0.9), torch.tensor(0.999)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([weight], lr=torch.tensor(0.1), betas=betas, capturable=True)
+    scheduler = ProfileLR(optimizer, OneCycle(), 10)
+    assert optimizer.param_groups[0]["betas"][0] is betas[0]
+    assert betas[0].item() == pytest.approx(0.95)
+    scheduler.jump(3)
+    assert optimizer.param_groups[0]["betas"][0] is betas[0]
+    assert betas[0].item() == pytest.approx(0.85)
+
+
+def test_when_a_cooldown_is_over_momentum_stays_where_the_cycle_has_it():
+    scheduler = ProfileLR(sgd(1.0, momentum=0.9), OneCycle(0.5), 10)
+    scheduler.jump(5)
+    scheduler.cooldown(2)
+    scheduler.jump(7)
+    assert scheduler.get_last_lr() == [0.0]
+    assert scheduler.optimizer.param_groups[0]["momentum"] == pytest.approx(
+        0.85 + 0.1 * (1 - math.cos(0.4 * math.pi)) / 2
+    )
+
+
 def test_momentum_is_restored_with_the_optimizer():
     def make():
         return ProfileLR(adamw(1.0), OneCycle(), 10)

@@ -79,6 +79,28 @@ def test_a_group_added_later_follows_the_schedule_from_its_own_base_rate():
     assert rates[1:] == [pytest.approx([2 / 3, 1 / 3]), pytest.approx([2 / 5, 1 / 5])]
 
 
+@pytest.mark.parametrize(("lr", "is_warned_of"), [(6 / 7, True), (1.0, False), (0.5, False)])
+def test_a_group_that_comes_with_the_rate_of_the_moment_is_warned_of(lr, is_warned_of):
+    scheduler = ProfileLR(sgd(1.0, 0.3), total_steps=4)
+    advance(scheduler, 1)
+    assert scheduler.get_last_lr()[0] == pytest.approx(lr, rel=1e-12) or not is_warned_of
+    lr = scheduler.get_last_lr()[0] if is_warned_of else lr
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr})
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        advance(scheduler, 2)
+    said = [str(one.message) for one in warned]
+    assert [("decays twice" in text, "BaseFinetuning" in text) for text in said] == [(True, True)] * is_warned_of
+
+
+def test_the_curve_is_looked_at_once_a_step_for_all_groups(monkeypatch):
+    scheduler, looked = ProfileLR(sgd(*[1.0] * 50), total_steps=4), []
+    factor = scheduler.curve.factor
+    monkeypatch.setattr(scheduler.curve, "factor", lambda *place: looked.append(place) or factor(*place))
+    assert advance(scheduler, 2)[1] == [6 / 7] * 50
+    assert len(looked) == 2
+
+
 def test_a_tensor_rate_stays_the_same_tensor():
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=torch.tensor(0.1))
     held = optimizer.param_groups[0]["lr"]

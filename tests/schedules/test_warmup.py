@@ -2,6 +2,7 @@
 import math
 
 import pytest
+import pytorch_optimizer
 import torch
 
 from lightning_stable.schedules import Linear, ProfileLR, untuned_factor, warmup_factor
@@ -84,6 +85,24 @@ def test_every_group_warms_up_by_its_own_beta2():
         scheduler = ProfileLR(optimizer, Linear(), 100, warmup="untuned_linear")
     scheduler.jump(9)
     assert scheduler.get_last_lr() == pytest.approx([0.91 * 0.005, 0.91 * 0.5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "beta2"), [("Adan", 0.99), ("AdEMAMix", 0.999), ("CAME", 0.999), ("AdamP", 0.999), ("SophiaH", 0.99)]
+)
+def test_beta2_is_that_of_the_second_moment(kind, beta2):
+    """The third of three is Adan's alone: AdEMAMix and CAME have something else there."""
+    optimizer = getattr(pytorch_optimizer, kind)([torch.nn.Parameter(torch.zeros(2, 2))], lr=1.0)
+    scheduler = ProfileLR(optimizer, Linear(), 10**9, warmup="untuned_exponential")
+    scheduler.jump(9)
+    assert scheduler.get_last_lr() == pytest.approx([1 - math.exp(-10 * (1 - beta2))], rel=1e-6)
+
+
+def test_betas_without_a_second_moment_are_refused():
+    optimizer = pytorch_optimizer.Lion([torch.nn.Parameter(torch.zeros(2))])
+    said = r'`ProfileLR\(warmup="radam"\)` needs .* second moment, such as AdamW, got Lion. Use `warmup_steps` with'
+    with pytest.raises(ValueError, match=said):
+        ProfileLR(optimizer, Linear(), 40, warmup="radam")
 
 
 @pytest.mark.parametrize("rule", ["untuned_linear", "untuned_exponential", "radam"])
