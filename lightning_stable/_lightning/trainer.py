@@ -29,6 +29,18 @@ def optimizer_steps_of_the_run(trainer: Trainer) -> int | float:
     return steps
 
 
+def batches_of_an_epoch(trainer: Trainer) -> int | float:
+    """How many batches a rank sees in an epoch, infinity if nobody knows; to be asked for while a run resumes, too."""
+    if trainer.limit_train_batches == 0:
+        return 0  # Lightning does not even look at the loader
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches
+    if trainer._checkpoint_connector._loaded_checkpoint:
+        trainer.fit_loop._combined_loader = None  # as above
+    return batches
+
+
 def gradient_scaler(trainer: Trainer) -> Any:
     """The enabled gradient scaler of mixed precision in 16 bits, or `None`."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)

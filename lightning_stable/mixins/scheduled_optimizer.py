@@ -9,7 +9,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_stable._lightning.optimizer_setup import groups_of, required_steps_of_the_run, scheduled, takes
+from lightning_stable._lightning.optimizer_setup import (
+    groups_of,
+    required_steps_of_the_run,
+    scheduled,
+    takes,
+    trainer_of,
+)
 from lightning_stable.schedules.profile import as_profile
 
 _CALL = "ScheduledOptimizerMixin"
@@ -158,7 +164,8 @@ class _Setup:
         needed = self._needs_length_at_once() and "total_steps" not in self.schedule_args
         length: dict[str, Any] = {}
         if needed:
-            length["total_steps"] = required_steps_of_the_run(module.trainer, self.schedule.__name__, several)
+            name = self.schedule.__name__
+            length["total_steps"] = required_steps_of_the_run(trainer_of(module, name), name, several)
         return scheduled(module, optimizer, self.schedule(optimizer, **self.schedule_args, **length), several)
 
     def _needs_length_at_once(self) -> bool:

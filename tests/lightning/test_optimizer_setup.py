@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_stable._lightning.optimizer_setup import (
     give_length,
@@ -35,10 +35,17 @@ class Asks(LightningModule):
         return self.layer(batch).square().mean()
 
 
-def ask(question, **settings):
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(6, 2))
+
+
+def ask(question, data=None, **settings):
     model = Asks(question)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    Trainer(enable_model_summary=False, devices=1, **quiet, **settings).fit(model, DataLoader(torch.ones(6, 2)))
+    Trainer(enable_model_summary=False, devices=1, **quiet, **settings).fit(
+        model, DataLoader(torch.ones(6, 2) if data is None else data)
+    )
     return model.answer
 
 
@@ -70,6 +77,9 @@ def test_steps_are_those_of_the_optimizer(settings, steps):
 def test_several_optimizers_share_the_steps_that_max_steps_counts():
     assert ask(lambda module, _: steps_of_the_run(module.trainer, several=2), max_steps=8) == 4
     assert ask(lambda module, _: steps_of_the_run(module.trainer, several=2), max_epochs=1) == 6
+    for max_steps, steps in ((8, 4), (9, 5), (12, 6), (20, 6)):
+        limits = {"max_epochs": 1, "max_steps": max_steps}
+        assert ask(lambda module, _: steps_of_the_run(module.trainer, several=2), **limits) == steps
 
 
 @pytest.mark.parametrize(
@@ -84,6 +94,49 @@ def test_several_optimizers_share_the_steps_that_max_steps_counts():
 )
 def test_a_schedule_is_given_the_length_in_its_own_unit(arguments, given):
     assert ask(length_given(**arguments), max_epochs=2) == given
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ({"max_steps": 12}, (2, 1 / 6)),
+        ({"max_steps": 9, "max_epochs": 5}, (1.5, 1 / 6)),
+        ({"max_steps": 90, "max_epochs": 5}, (5, 1 / 6)),
+        ({"max_steps": 3, "accumulate_grad_batches": 4}, (1.5, 1 / 2)),
+        ({"max_epochs": 2, "limit_train_batches": 3}, (2, 1 / 3)),
+    ],
+    ids=str,
+)
+def test_epochs_end_with_max_steps_too(settings, given):
+    assert ask(length_given(unit="epochs"), **settings) == given
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_stream_has_epochs_only_if_they_are_limited(limit):
+    settings = {"max_epochs": 2, "limit_train_batches": limit}
+    if limit is None:
+        with pytest.raises(ValueError, match=r'`ProfileLR\(unit="epochs"\)` needs to know .*limit_train_batches'):
+            ask(length_given(unit="epochs"), data=Stream(), **settings)
+    else:
+        assert ask(length_given(unit="epochs"), data=Stream(), **settings) == (2, 1 / 5)
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"max_epochs": 1, "limit_train_batches": 0}], ids=str)
+@pytest.mark.parametrize("unit", ["steps", "epochs"])
+def test_a_run_without_a_step_needs_no_length(settings, unit):
+    assert ask(length_given(unit=unit), **settings)[0] is None
+    ask(lambda module, _: required_steps_of_the_run(module.trainer, "X"), **settings)
+
+
+def test_a_module_without_a_trainer_is_told_what_to_set():
+    module = Asks(None)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(
+        RuntimeError,
+        match=r'`ProfileLR` asks the trainer .* and Asks has none yet.*`schedule_args=\{"total_steps": 1000\}`',
+    ):
+        scheduled(module, optimizer, ProfileLR(optimizer))
+    assert scheduled(module, optimizer, ProfileLR(optimizer, total_steps=9))["lr_scheduler"]["interval"] == "step"
 
 
 def test_a_run_without_end_is_refused_where_the_profile_needs_one():
@@ -110,6 +163,14 @@ def test_a_schedule_is_paired_with_its_optimizer_step_by_step():
     answer = ask(question, max_epochs=1)
     assert answer["lr_scheduler"]["interval"] == "step"
     assert answer["lr_scheduler"]["scheduler"].total_steps == 6
+
+
+def test_epochs_are_counted_also_where_their_number_is_given():
+    def question(module, optimizer):
+        return scheduled(module, optimizer, ProfileLR(optimizer, total_steps=5, unit="epochs"))
+
+    scheduler = ask(question, max_epochs=1)["lr_scheduler"]["scheduler"]
+    assert (scheduler.total_steps, scheduler.increment) == (5, 1 / 6)
 
 
 def test_groups_leave_out_what_is_frozen_and_decay_what_is_a_weight():

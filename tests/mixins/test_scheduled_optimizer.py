@@ -197,8 +197,8 @@ def test_a_budget_in_epochs_moves_on_in_every_step(limit):
     model = Model(lr=1.0, profile="Linear", schedule_args={"unit": "epochs"}, warmup_steps=1)
     scheduler = fit(model, **limit).lr_scheduler_configs[0].scheduler
     steps = min(24, limit.get("max_steps", 24))
-    assert (scheduler.total_steps, scheduler.position) == (3, pytest.approx(steps / 8))
-    expected = [(step + 1) / 8 if step < 8 else 1 - (step - 8) / 16 for step in range(steps)]
+    assert scheduler.total_steps == scheduler.position == pytest.approx(steps / 8)
+    expected = [(step + 1) / 8 if step < 8 else 1 - (step - 8) / (steps - 8) for step in range(steps)]
     assert model.rates == pytest.approx(expected)
 
 
@@ -237,6 +237,55 @@ class Adversaries(ScheduledOptimizerMixin, LightningModule):
             self.manual_backward(self.critic(self.generator(batch)).square().mean())
             optimizer.step()
             scheduler.step()
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 12}, {"max_steps": 12, "max_epochs": 10}], ids=str)
+def test_a_budget_in_epochs_ends_with_max_steps(limit):
+    model = Model(lr=1.0, profile="Linear", schedule_args={"unit": "epochs"})
+    fit(model, **limit)
+    assert model.rates == pytest.approx([1 - step / 12 for step in range(12)])
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"max_epochs": 0}, {"limit_train_batches": 0, "max_epochs": 1}])
+def test_a_run_without_a_step_is_no_error(settings):
+    assert fit(Model(), **settings).global_step == 0
+    cycle = {"schedule": "torch.optim.lr_scheduler.OneCycleLR", "schedule_args": {"max_lr": 0.1}}
+    assert fit(Model(**cycle), **settings).global_step == 0
+
+
+def test_without_a_trainer_it_says_what_to_set():
+    for schedule in ("lightning_stable.schedules.ProfileLR", "torch.optim.lr_scheduler.OneCycleLR"):
+        arguments = {"max_lr": 0.1} if "OneCycle" in schedule else {}
+        with pytest.raises(RuntimeError, match=r"asks the trainer how long the run is, and Model has none yet"):
+            Model(schedule=schedule, schedule_args=arguments).configure_optimizers()
+
+
+def test_a_resume_in_epochs_with_other_batches_goes_on_through_the_same_epochs(tmp_path):
+    first, second = (Model(lr=1.0, profile="Linear", schedule_args={"unit": "epochs"}) for _ in range(2))
+    run = fit(first, max_epochs=4, callbacks=[StopAfter(2)])
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    trainer(max_epochs=4).fit(second, DataLoader(torch.ones(8, 2), batch_size=4), ckpt_path=tmp_path / "two.ckpt")
+    assert second.rates == pytest.approx([0.5, 0.375, 0.25, 0.125])
+
+
+@pytest.mark.parametrize(("given", "rates"), [(None, [0.0] * 16), (24, [1 - step / 24 for step in range(8, 24)])])
+def test_a_run_is_lengthened_by_total_steps(tmp_path, given, rates):
+    run = fit(Model(lr=1.0, profile="Linear"), max_epochs=1)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    longer = Model(lr=1.0, profile="Linear", schedule_args={"total_steps": given} if given else None)
+    said = "total_steps that it was given, 24" if given else "`--lr_scheduler.total_steps=24`"
+    with pytest.warns(UserWarning, match=said):
+        trainer(max_epochs=3).fit(longer, DataLoader(torch.ones(8, 2)), ckpt_path=tmp_path / "one.ckpt")
+    assert longer.rates == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"), [({"max_epochs": 2, "max_steps": 24}, 12), ({"max_epochs": 2, "max_steps": 9}, 5)], ids=str
+)
+def test_parts_are_as_long_as_the_limit_that_comes_first(limit, steps):
+    model = Adversaries(lr=1.0, profile="Linear", parts={"critic": {}, "generator": {}})
+    fit(model, **limit)
+    assert model.rates == [pytest.approx([1 - step / steps] * 2) for step in range(steps)]
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 16}], ids=str)
