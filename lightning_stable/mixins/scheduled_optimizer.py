@@ -19,6 +19,7 @@ from lightning_stable._lightning.optimizer_setup import (
 from lightning_stable.schedules.profile import as_profile
 
 _CALL = "ScheduledOptimizerMixin"
+_OF_THE_SCHEDULE = ("profile", "warmup_steps", "schedule_args")
 _OPTIONS = {
     "optimizer": "torch.optim.AdamW",
     "lr": 1e-3,
@@ -59,10 +60,12 @@ class ScheduledOptimizerMixin:
         weight_decay: Weight decay of what decays.
         optimizer_args: Further arguments of the optimizer, such as `betas`.
         group_args: Arguments of `parameters.param_groups`: which roles decay (`no_decay`), `layer_decay`, `head`, ...
+            Not with Muon and its kin, which have groups of their own.
         profile: Of a `ProfileLR`: the name of a profile, such as "Cosine", or `class_path` and `init_args`. Default:
             REX.
         warmup_steps: Of the schedule, in optimizer steps.
-        schedule: Dotted name of an LR scheduler class, or the class; `None` for a constant rate.
+        schedule: Dotted name of an LR scheduler class, or the class; `None` for a constant rate, without the arguments
+            above and below.
         schedule_args: Further arguments of the schedule, such as `min_ratio`.
         parts: From the names of submodules to arguments of theirs that differ from those here; `{}` if none do.
         **kwargs: Handed on to the next class.
@@ -131,7 +134,10 @@ class ScheduledOptimizerMixin:
 
     def _options_of(self, part: str) -> dict[str, Any]:
         own = (self._parts or {}).get(part, {})
-        return {"lr": self.lr, "weight_decay": self.weight_decay, **self._options, **own}
+        shared = {"lr": self.lr, "weight_decay": self.weight_decay, **self._options}
+        if "schedule" in own and own["schedule"] is None:
+            shared.update(dict.fromkeys(_OF_THE_SCHEDULE))  # they are for the other parts
+        return {**shared, **own}
 
 
 class _Setup:
@@ -146,6 +152,7 @@ class _Setup:
         self.schedule: Any = None if schedule is None else _named_class("schedule", schedule, LRScheduler)
         self.schedule_args = dict(options["schedule_args"] or {})
         self._check()
+        self._check_use(options)
         self._add_to_schedule("profile", options["profile"])
         self._add_to_schedule("warmup_steps", options["warmup_steps"])
         if options["profile"] is not None:
@@ -182,6 +189,20 @@ class _Setup:
             )
             raise ValueError(f"`{_CALL}({name}=...)` must be left out, as {why}, got {value!r}.")
         self.schedule_args[name] = value
+
+    def _check_use(self, options: Mapping[str, Any]) -> None:
+        """What would do nothing is refused."""
+        for name in _OF_THE_SCHEDULE if self.schedule is None else ():
+            if options[name]:
+                raise ValueError(
+                    f"`{_CALL}({name}=...)` must be left out where `schedule` is None, got {options[name]!r}. Set "
+                    "`schedule`, or leave it as it is, which is ProfileLR."
+                )
+        if self.group_args and takes(self.optimizer, "adamw_lr"):
+            raise ValueError(
+                f"`{_CALL}(group_args=...)` must be left out with {self.optimizer.__name__}, whose groups are matrices "
+                f"and the rest, got {self.group_args!r}."
+            )
 
     def _check(self) -> None:
         for name in ("params", "lr", "weight_decay"):

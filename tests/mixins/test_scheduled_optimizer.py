@@ -305,10 +305,14 @@ def test_every_part_has_an_optimizer_and_a_schedule_over_the_whole_run(limit):
 
 
 def test_parts_may_have_no_schedule():
-    model = Adversaries(schedule=None, parts={"critic": {}, "generator": {"lr": 0.5}})
+    nothing = {"schedule": None, "warmup_steps": 0, "schedule_args": {}}
+    model = Adversaries(**nothing, parts={"critic": {}, "generator": {"lr": 0.5}})
     optimizers, schedulers = model.configure_optimizers()
     assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [1e-3, 0.5]
     assert schedulers == []
+    shared = {"profile": "Linear", "warmup_steps": 2, "schedule_args": {"total_steps": 9}}
+    model = Adversaries(**shared, parts={"critic": {"schedule": None}, "generator": {}})
+    assert len(model.configure_optimizers()[1]) == 1
 
 
 @pytest.mark.parametrize(
@@ -366,6 +370,14 @@ def test_layers_below_may_learn_more_slowly_and_roles_decay_or_not():
         ),
         ({"profile": "Cosine", "schedule": "torch.optim.lr_scheduler.StepLR"}, "must be left out, as StepLR has none"),
         ({"group_args": {"lr": 0.1}}, r"\(group_args=\.\.\.\)` must not hold 'lr'"),
+        ({"profile": "Linear", "schedule": None}, r"\(profile=\.\.\.\)` must be left out where `schedule` is None"),
+        ({"warmup_steps": 5, "schedule": None}, r"\(warmup_steps=\.\.\.\)` must be left out .* got 5"),
+        ({"schedule_args": {"min_ratio": 0.1}, "schedule": None}, r"\(schedule_args=\.\.\.\)` must be left out"),
+        (
+            {"group_args": {"layer_decay": 0.5}, "optimizer": "pytorch_optimizer.Muon"},
+            r"\(group_args=\.\.\.\)` must be left out with Muon, .* got \{'layer_decay': 0.5\}",
+        ),
+        ({"parts": {"body": {"schedule": None, "profile": "REX"}}}, "must be left out where `schedule` is None"),
         ({"parts": {}}, r"\(parts=\.\.\.\)` must map names of submodules to arguments"),
         ({"parts": ["body"]}, r"\(parts=\.\.\.\)` must map names of submodules to arguments"),
         ({"parts": {"body": {"learning_rate": 1}}}, "got an entry with learning_rate"),
