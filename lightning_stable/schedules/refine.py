@@ -54,8 +54,7 @@ def refine(gradient_norms: Sequence[float] | Tensor, norm: str = "l2", filter_wi
     smooth = _median_filter(norms, 2 * (int(filter_width * len(norms)) // 2) + 1)
     ratios = (smooth / smooth.min()).clamp_max(1e100)  # of which no power is 0
     weights = ratios ** (-2.0 if norm == "l2" else -1.0)
-    after = weights.flip(0).cumsum(0).flip(0) - weights
-    after[-1] = 0.0
+    after = torch.cat([weights[1:].flip(0).cumsum(0).flip(0), weights.new_zeros(1)])
     schedule = weights * after
     return schedule / schedule.max()
 

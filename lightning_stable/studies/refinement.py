@@ -73,11 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM}: cannot write {out}: {error.strerror}. Choose another place with `--out`.", file=sys.stderr)
         return 2
     print(_table(norms, schedule))
+    if norms.source.startswith(_LOGGED):
+        print("These norms are l2, which is right for SGD. Adam wants l1: record them with GradientNormRecorder.")
     print(f"Schedule: {out}")
     picture = out.with_suffix(".png")
     status = try_to_draw(_PROGRAM, picture, lambda: draw(norms, schedule, picture))
     profile = "--lr_scheduler=ProfileLR --lr_scheduler.profile=Refined --lr_scheduler.profile.path"
-    print(f"Use it:   lightning-stable fit --recipe NAME {profile}={out}")
+    print(f"Use it:   lightning-stable fit --recipe NAME {profile}={out} --lr_scheduler.warmup_steps=0")
     return status
 
 

@@ -28,6 +28,18 @@ def test_it_matches_the_equation(norm, filter_width, steps):
     assert refine(norms, norm, filter_width).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
+@pytest.mark.parametrize("smallest", [1e-9, 1e-12, 1e-50])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_small_norm_cancels_nothing(smallest, place):
+    norms = [2.0, 1.0, 1.0, 2.0]
+    norms[place] = smallest
+    schedule = refine(norms, "l1").tolist()
+    expected = reference_refine(norms, "l1", 0.0)
+    assert schedule == pytest.approx(expected, rel=1e-9)
+    assert all(value > 0 for value in schedule[:-1])
+    assert refine(norms, "l2").isfinite().all()
+
+
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("steps", [2, 10, 1000, 12_345])
 def test_constant_norms_give_exactly_linear_decay(norm, steps):
@@ -73,6 +85,7 @@ def test_norms_of_any_kind_will_do():
         assert schedule.dtype == torch.float64
         assert schedule.isfinite().all()
     assert refine([1e-30, 1e-200, 1e200, 1.0]).isfinite().all()
+    assert refine([1e-150, 1.0, 1.0, 1.0]).isfinite().all()
 
 
 @pytest.mark.parametrize(

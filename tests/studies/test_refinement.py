@@ -22,13 +22,15 @@ def test_recorded_norms_become_a_schedule_a_table_and_a_picture(tmp_path, capsys
     said = capsys.readouterr().out
     assert "Schedule of 50 l1 norms" in said
     assert "50% 2 0.500 0.500" in " ".join(said.split())
-    assert f"--lr_scheduler.profile.path={tmp_path / 'run' / 'refined_schedule.json'}" in said
+    path = tmp_path / "run" / "refined_schedule.json"
+    assert f"--lr_scheduler.profile.path={path} --lr_scheduler.warmup_steps=0" in said
+    assert "Adam wants l1" not in said
     assert load_schedule(tmp_path / "run" / "refined_schedule.json") == pytest.approx([1 - k / 49 for k in range(50)])
     assert (tmp_path / "run" / "refined_schedule.png").read_bytes().startswith(b"\x89PNG")
     assert Refined(str(tmp_path / "run" / "refined_schedule.json")).factor(5, 10) == pytest.approx(0.5)
 
 
-def test_tensorboard_s_norms_will_do(tmp_path):
+def test_tensorboard_s_norms_will_do(tmp_path, capsys):
     with SummaryWriter(str(tmp_path / "run")) as writer:
         for step in range(20):
             writer.add_scalar("stability/grad_norm", 1.0 + step, step)
@@ -38,6 +40,7 @@ def test_tensorboard_s_norms_will_do(tmp_path):
     out = tmp_path / "mine.json"
     assert main(["refine", str(tmp_path / "run"), "--out", str(out), "--norm", "l1", "--filter-width", "0"]) == 0
     assert json.loads(out.read_text())["norm"] == "l1"
+    assert "\nThese norms are l2, which is right for SGD. Adam wants l1: record them with Gr" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
