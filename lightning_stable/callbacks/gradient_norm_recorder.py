@@ -2,6 +2,7 @@
 """Record the gradient norms of a pilot run, of which the next run's schedule is made."""
 
 import json
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from lightning_stable.functional.tensor_norms import tensor_norms
 
 FILE_NAME = "gradient_norms.json"
 _MOST_VALUES = 2048
+_MOST_WAITING = 1024  # norms that are on the device; few enough to take no memory, enough that waiting is rare
 _Norm = Literal["l2", "l1"]
 
 
@@ -53,17 +55,17 @@ class GradientNormRecorder(Callback):
         super().__init__()
         if norm not in ("auto", "l2", "l1"):
             raise ValueError(f"`GradientNormRecorder(norm=...)` must be 'auto', 'l2' or 'l1', got {norm!r}.")
-        if isinstance(optimizer_index, bool) or not isinstance(optimizer_index, int) or optimizer_index < 0:
+        if isinstance(optimizer_index, bool) or not isinstance(optimizer_index, Integral) or optimizer_index < 0:
             raise ValueError(
                 f"`GradientNormRecorder(optimizer_index=...)` must be a whole number of at least 0, "
                 f"got {optimizer_index!r}."
             )
         self.norm: Literal["auto", "l2", "l1"] = norm
-        self.optimizer_index = optimizer_index
+        self.optimizer_index = int(optimizer_index)
         self.path = path
         self._norms = _Means()
         self._kind: _Norm | None = None  # what is recorded, where `norm` is "auto"
-        self._waiting: list[Tensor] = []  # for a moment at which waiting for the device costs nothing more
+        self._waiting = _Waiting()
         self._folder: str | None = None
 
     @property
@@ -82,7 +84,7 @@ class GradientNormRecorder(Callback):
         """Ask where logs go, on all ranks."""
         if stage == "fit":
             self._folder = trainer.log_dir
-            self._norms, self._waiting = _Means(), []
+            self._norms, self._waiting, self._kind = _Means(), _Waiting(), None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the optimizer."""
@@ -101,6 +103,8 @@ class GradientNormRecorder(Callback):
         gradients = [p.grad for group in recorded.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             norm = _total([_dense(gradient) for gradient in gradients], kind)
+            if self._waiting.is_full_for(norm):
+                self._take()
             self._waiting.append(norm / gradient_scale(trainer, recorded))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,14 +118,13 @@ class GradientNormRecorder(Callback):
             rank_zero_info(f"Gradient norms are in {path}. Next: lightning-stable refine {path.parent}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been recorded."""
-        self._take()
-        return {**self._norms.state_dict(), "norm": self._kind}
+        """What has been recorded; nobody waits for the device, since a guard asks in every step."""
+        return {**self._norms.state_dict(), "waiting": self._waiting.values(), "norm": self._kind}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self._waiting = []
         self._norms.load_state_dict(state_dict)
+        self._waiting = _Waiting(state_dict["waiting"])
         self._kind = state_dict["norm"]
 
     def _recorded(self, optimizer: Optimizer) -> _Norm:
@@ -131,9 +134,9 @@ class GradientNormRecorder(Callback):
         return self._kind
 
     def _take(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = torch.stack(self._waiting).tolist(), []
-            self._norms.extend(waiting)
+        waiting, self._waiting = self._waiting.values(), _Waiting()
+        if len(waiting):
+            self._norms.extend(waiting.tolist())
 
     def _write(self, trainer: Trainer) -> Path | None:
         self._take()
@@ -148,6 +151,44 @@ class GradientNormRecorder(Callback):
             rank_zero_warn(f"GradientNormRecorder cannot write {path}: {error.strerror or error}. The run goes on.")
             return None
         return path
+
+
+class _Waiting:
+    """Norms on the device, for a moment at which waiting for it costs nothing more.
+
+    Args:
+        values: Those that there are already.
+
+    Example:
+        >>> waiting = _Waiting()
+        >>> waiting.append(torch.tensor(2.0))
+        >>> waiting.values()
+        tensor([2.])
+    """
+
+    def __init__(self, values: Tensor | None = None) -> None:
+        self._buffer = torch.empty(0)
+        self._count = 0
+        if values is not None and len(values):
+            self._buffer = values.new_empty(_MOST_WAITING)
+            self._count = len(values)
+            self._buffer[: self._count] = values
+
+    def is_full_for(self, norm: Tensor) -> bool:
+        """Whether what is there must be taken first."""
+        same = (self._buffer.device, self._buffer.dtype) == (norm.device, norm.dtype)
+        return self._count > 0 and (self._count == len(self._buffer) or not same)
+
+    def append(self, norm: Tensor) -> None:
+        """Add one."""
+        if self._count == 0:
+            self._buffer = norm.new_empty(_MOST_WAITING)
+        self._buffer[self._count] = norm
+        self._count += 1
+
+    def values(self) -> Tensor:
+        """A copy of what is there, on its device."""
+        return self._buffer[: self._count].clone()
 
 
 class _Means:
@@ -165,6 +206,7 @@ class _Means:
         self.stride = 1
         self._sum = 0.0
         self._count = 0
+        self._tensor = torch.empty(0, dtype=torch.float64)  # of the values, for states, which are asked for more often
 
     def extend(self, values: list[float]) -> None:
         """Add values; those that are not finite are left out."""
@@ -178,15 +220,16 @@ class _Means:
             if len(self.values) == _MOST_VALUES:
                 self.values = [(a + b) / 2 for a, b in zip(self.values[::2], self.values[1::2], strict=True)]
                 self.stride *= 2
+        self._tensor = torch.tensor(self.values, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""
-        values = torch.tensor(self.values, dtype=torch.float64)
-        return {"values": values, "stride": self.stride, "sum": self._sum, "count": self._count}
+        return {"values": self._tensor, "stride": self.stride, "sum": self._sum, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take all of it up."""
-        self.values = state_dict["values"].tolist()
+        self._tensor = state_dict["values"].clone()
+        self.values = self._tensor.tolist()
         self.stride, self._sum, self._count = (state_dict[name] for name in ("stride", "sum", "count"))
 
 

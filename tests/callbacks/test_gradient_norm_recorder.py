@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import json
 import math
 
@@ -75,6 +76,70 @@ def test_many_values_become_means_of_neighbours():
     means.extend(values)
     twin.extend(values)
     assert twin.values == means.values
+
+
+class Steps:
+    """A recorder without a run around it."""
+
+    def __init__(self, recorder, kind=torch.optim.Adam):
+        self.recorder, self.log_dir, self.precision_plugin = recorder, None, None
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+        self.optimizers = [kind([self.parameter], lr=0.1)]
+
+    def take(self, norms):
+        for norm in norms:
+            self.parameter.grad = torch.tensor([float(norm)])
+            self.recorder.on_before_optimizer_step(self, None, self.optimizers[0])
+
+
+def test_norms_are_taken_from_the_device_before_they_are_many(monkeypatch):
+    recorder, lengths = GradientNormRecorder(), []
+    extend = recorder._norms.extend
+    monkeypatch.setattr(recorder._norms, "extend", lambda values: lengths.append(len(values)) or extend(values))
+    Steps(recorder).take(range(1, 2051))
+    assert lengths == [1024, 1024]
+    assert recorder.every == 2
+    assert recorder.norms == [1.5 + 2 * pair for pair in range(1025)]
+
+
+def test_a_state_waits_for_nothing_and_holds_all(tmp_path, monkeypatch):
+    recorder, twin = GradientNormRecorder(), GradientNormRecorder()
+    steps = Steps(recorder)
+    steps.take(range(1, 1501))
+    with monkeypatch.context() as patched:
+        for name in ("tolist", "item", "__float__"):  # each waits for the device
+            patched.setattr(torch.Tensor, name, lambda *_: pytest.fail("waits"))
+        state = copy.deepcopy(recorder.state_dict())
+    torch.save(state, tmp_path / "state.pt")
+    steps.take([7.0] * 600)
+    twin.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert twin.norms == [float(norm) for norm in range(1, 1501)]
+    Steps(twin).take([7.0] * 600)
+    assert (twin.norms, twin.every) == (recorder.norms, recorder.every)
+    recorder.load_state_dict(state)  # a rollback
+    assert recorder.norms == [float(norm) for norm in range(1, 1501)]
+
+
+def test_a_state_is_not_changed_by_what_comes_after_it():
+    recorder = GradientNormRecorder()
+    steps = Steps(recorder)
+    steps.take([1.0, 2.0])
+    state = recorder.state_dict()
+    steps.take([3.0])
+    assert recorder.norms == [1.0, 2.0, 3.0]
+    recorder.load_state_dict(state)
+    steps.take([4.0])
+    assert recorder.norms == [1.0, 2.0, 4.0]
+    assert state["waiting"].tolist() == [1.0, 2.0]
+
+
+def test_another_fit_may_have_another_optimizer():
+    recorder = GradientNormRecorder()
+    Steps(recorder).take([1.0])
+    again = Steps(recorder, torch.optim.SGD)
+    recorder.setup(again, None, "fit")
+    again.take([1.0])
+    assert recorder.state_dict()["norm"] == "l2"
 
 
 def test_a_place_that_cannot_be_written_is_a_warning(tmp_path):
