@@ -17,6 +17,7 @@ from lightning_stable._lightning.ranks import sum_over_ranks
 from lightning_stable._lightning.trainer import log_every_n_steps
 from lightning_stable.callbacks.batches.batch_counts import count_samples, count_tokens
 from lightning_stable.callbacks.batches.schedule_increments import profile_schedules, set_increment
+from lightning_stable.schedules.arguments import number_text
 from lightning_stable.schedules.profile_lr import ProfileLR
 
 _UNITS = ("samples", "tokens", "seconds")
@@ -126,8 +127,9 @@ class TrainingBudget(Callback):
         self._leave()
         if self.total is not None and self._used < self.total and not progress.should_stop(trainer):
             rank_zero_warn(
-                f"The run has ended with {self._used:g} of the {self.total:g} {self.unit} of `TrainingBudget` used, as "
-                "`max_epochs` or `max_steps` of the Trainer was reached. Use `Trainer(max_epochs=-1)` to use all."
+                f"The run has ended with {number_text(self._used)} of the {number_text(self.total)} {self.unit} of "
+                "`TrainingBudget` used, as `max_epochs` or `max_steps` of the Trainer was reached. Use "
+                "`Trainer(max_epochs=-1)` to use all."
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

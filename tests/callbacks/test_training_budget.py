@@ -94,6 +94,8 @@ def test_without_a_total_it_only_counts():
 def test_a_run_that_ends_sooner_is_told_of():
     with pytest.warns(UserWarning, match=r"ended with 100 of the 1000 samples of `TrainingBudget` used.*max_epochs=-1"):
         spent(TrainingBudget(1000), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"ended with 100 of the 1234567 samples"):
+        spent(TrainingBudget(1_234_567), max_epochs=1)
 
 
 def test_what_is_used_is_logged_at_lightnings_pace_and_at_the_end():
