@@ -49,8 +49,9 @@ class ProfileLR(LRScheduler):
     was passed to the constructor, which is how a resumed run is lengthened. A length that was taken from the trainer
     gives way to that of the checkpoint.
 
-    For a budget in samples, tokens or seconds somebody has to say what a step has used, by setting `increment` before
-    `step()`: the callback `TrainingBudget` does. In epochs `lightning-stable fit` and `ScheduledOptimizerMixin` do.
+    For a budget in samples, tokens or seconds somebody has to say what a step uses, by setting `increment` before the
+    optimizer's step, or at least before `step()`: the callback `TrainingBudget` does. In epochs `lightning-stable fit`
+    and `ScheduledOptimizerMixin` do.
 
     Args:
         optimizer: The optimizer whose groups' `lr` are the base rates.

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -164,6 +165,10 @@ def test_a_place_that_cannot_be_written_is_a_warning(tmp_path):
 def test_bad_arguments_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         GradientNormRecorder(**arguments)
+
+
+def test_numbers_of_numpy_will_do():
+    assert GradientNormRecorder(optimizer_index=np.int64(1)).optimizer_index == 1
 
 
 def test_an_optimizer_that_is_not_there_is_refused(tmp_path):
