@@ -59,8 +59,9 @@ class LRRangeTest(Callback):
     are shared. Afterwards the run is, to the bit, what it would have been. No callback, logger, schedule or
     `optimizer_step` of the module is called by a step that is tried: what they do to gradients is not part of the test.
 
-    The rate of an optimizer is that of its group with the largest base rate; others keep their ratio to it. It runs
-    once in a fit, before its first step; not in a resumed one, nor under `fast_dev_run`.
+    The rate of an optimizer is that of its group with the largest base rate; others keep their ratio to it. With
+    `OneCycleLR` and `CyclicLR` the base rate is the peak, their `max_lr`. The test runs once in a fit, before its first
+    step; not in a resumed one, nor under `fast_dev_run`.
 
     The result is in the attribute `result`, in a printed table, in `lr_range_test.csv` and `lr_range_test.png` (with
     matplotlib), and as a figure in TensorBoard.
@@ -219,7 +220,7 @@ class LRRangeTest(Callback):
             )
             return
         before = sides.rates.base
-        sides.rates.make_base(rate, [config.scheduler for config in trainer.lr_scheduler_configs])
+        sides.rates.make_base(rate)
         rank_zero_info(f"LRRangeTest: the base rate of the run is {rate:.3g} now, and was {before:.3g}")
 
     def _refuse_order(self, trainer: Trainer) -> None:

@@ -15,6 +15,7 @@ from lightning_stable.callbacks.population.refusals import refuse_schedules, ref
 from lightning_stable.callbacks.population.settings import Settings
 from lightning_stable.snapshots.random_state import RandomState
 
+_CALL = "PopulationBasedTraining(search=...)"
 _AROUND_THE_LR = (0.1, 10.0)  # of the optimizer's own, where nothing else is said
 
 
@@ -50,10 +51,10 @@ class PopulationBasedTraining(Callback):
 
     Args:
         search: From a hyper-parameter to its smallest and largest value; log-uniform between positive ones, else
-            uniform. `lr` is the base rate of schedules, and groups keep their ratios; others are `weight_decay`,
-            `momentum`, `betas.0`, or any number in the optimizer's groups, and `module.<name>` for a number that is an
-            attribute of the LightningModule or, dotted, of a module in it. By default `lr`, from a tenth to ten times
-            what the optimizer has, if there are no `choices` either.
+            uniform. `lr` is the base rate of schedules, with `OneCycleLR` and `CyclicLR` their `max_lr`, and groups
+            keep their ratios; others are `weight_decay`, `momentum`, `betas.0`, or any number in the optimizer's
+            groups, and `module.<name>` for a number that is an attribute of the LightningModule or, dotted, of a module
+            in it. By default `lr`, from a tenth to ten times what the optimizer has, if there are no `choices` either.
         choices: From a hyper-parameter to the values there are, in the order in which they are neighbours.
         population: Members, at least 2. Default: 4, for one machine; the paper has 20 to 80.
         interval: Optimizer steps of a turn. A member should recover from a copy within it.
@@ -124,10 +125,9 @@ class PopulationBasedTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the members, or take them up from a checkpoint."""
-        settings = self._settings_of_the_run(trainer)
+        settings = self._settings_of_the_run(trainer, pl_module)
         refuse_schedules(trainer, settings.population, settings.interval)
-        names = settings.space.names
-        hyperparameters = Hyperparameters("PopulationBasedTraining(search=...)", names, trainer, pl_module)
+        hyperparameters = Hyperparameters(_CALL, settings.space.names, trainer, pl_module)
         members = Members(trainer, pl_module, self, settings.population, self._max_bytes)
         population = Population(trainer, pl_module, settings, members, hyperparameters)
         if self._state:
@@ -209,12 +209,11 @@ class PopulationBasedTraining(Callback):
 
     # What the hooks are made of
 
-    def _settings_of_the_run(self, trainer: Trainer) -> Settings:
+    def _settings_of_the_run(self, trainer: Trainer, pl_module: LightningModule) -> Settings:
         """With a range around the optimizer's learning rate where the user has set none."""
         if self._has_search:
             return self.settings
-        group = trainer.optimizers[0].param_groups[0]
-        lr = float(group.get("initial_lr", group["lr"]))
+        lr = Hyperparameters(_CALL, ["lr"], trainer, pl_module).read()["lr"]
         ranges = {"lr": [factor * lr for factor in _AROUND_THE_LR]}
         return Settings(**{**vars(self.settings), "ranges": ranges})
 

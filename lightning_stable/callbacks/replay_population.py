@@ -18,8 +18,9 @@ class ReplayPopulation(Callback):
     Paper: Jaderberg et al., "Population Based Training of Neural Networks" (2017), section 4: what a population has
     found is a schedule, and most of the gain is in the schedule.
 
-    Deviations: none. As in the search, `lr` is the base rate: the run's own schedules multiply it, and parameter groups
-    keep their ratios. There is nothing to be saved, since the step says all.
+    Deviations: none. As in the search, `lr` is the base rate (the `max_lr` of `OneCycleLR` and `CyclicLR`): the run's
+    own schedules multiply it, and parameter groups keep their ratios. There is nothing to be saved, since the step says
+    all.
 
     Args:
         path: The `schedule.json` of `PopulationBasedTraining`. It is read when training starts; `None`, the default,

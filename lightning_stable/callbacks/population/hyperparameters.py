@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyper-parameters of a running fit by name: read them, and set them.
 
-lr               the base rate of the optimizer's first group that has one; the other groups keep their ratio to
-                 it, and schedules go on from where they are, as if they had always had this base
+lr               the base rate of the optimizer's first group that has one, with `OneCycleLR` and `CyclicLR` the peak;
+                 the other groups keep their ratio to it, and schedules go on from where they are, as if they had always
+                 had this base
 weight_decay     of the first group that decays; the others keep their ratio, and groups without decay have none
 momentum, eps    any other number in the optimizer's groups: the same for all of them
 betas.0          an element of a tuple in them
@@ -16,7 +17,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_stable.callbacks.peak_rates import is_of, peak_rates, with_parts
+
 _OF_THE_MODULE = "module."
+_BOUNDS = ("max_lr", "min_lr")
+_OF_A_SCHEDULE = ("base_lrs", "max_lrs")  # CyclicLR has the second
 _MOST_NAMED = 12
 
 
@@ -68,33 +73,38 @@ class _LearningRate:
 
     def __init__(self, optimizer: Optimizer, schedules: list[Any]) -> None:
         self._optimizer = optimizer
-        self._schedules = [part for one in schedules for part in _with_parts(one) if _is_of(part, optimizer)]
+        self._schedules = [schedule for schedule in with_parts(schedules) if is_of(schedule, optimizer)]
 
     @property
     def exists(self) -> bool:
-        return any(self._bases())
+        return any(map(float, self._bases()))
 
     def read(self) -> float:
-        return next(base for base in self._bases() if base)
+        return next(float(base) for base in self._bases() if base)
 
     def write(self, value: float) -> None:
-        groups, bases = self._optimizer.param_groups, self._bases()
+        bases = self._bases()
         reference = next(index for index, base in enumerate(bases) if base)
-        if _holds(groups[reference].get("initial_lr", groups[reference]["lr"]), value):
+        if _holds(bases[reference], value):
             return
-        targets = [
-            value if index == reference else value * (base / bases[reference]) for index, base in enumerate(bases)
-        ]
-        for group, base, target in zip(groups, bases, targets, strict=True):
-            if base:
-                _rescale(group, base, target)
+        before = [float(base) for base in bases]
+        targets = [value if i == reference else value * (base / before[reference]) for i, base in enumerate(before)]
+        for group, base, target in zip(self._optimizer.param_groups, before, targets, strict=True):
+            _rescale(group, base, target)
         for schedule in self._schedules:
-            _rebase(schedule, targets, value / bases[reference])
-            if hasattr(schedule, "_last_lr"):
-                schedule._last_lr = [_plain(group["lr"]) for group in groups]
+            self._rebase(schedule, before, targets)
 
-    def _bases(self) -> list[float]:
-        return [float(group.get("initial_lr", group.get("lr", 0.0))) for group in self._optimizer.param_groups]
+    def _bases(self) -> list[Any]:
+        return peak_rates(self._optimizer, self._schedules)
+
+    def _rebase(self, schedule: Any, before: list[float], targets: list[float]) -> None:
+        for name in _OF_A_SCHEDULE:
+            rates = getattr(schedule, name, ())
+            if len(rates) == len(targets):
+                now = zip(rates, before, targets, strict=True)
+                setattr(schedule, name, [_rescaled(rate, base, target) for rate, base, target in now])
+        if hasattr(schedule, "_last_lr"):
+            schedule._last_lr = [_plain(group["lr"]) for group in self._optimizer.param_groups]
 
 
 class _GroupEntry:
@@ -174,31 +184,19 @@ class _Attribute:
                 setattr(self._owner, self._name, stored)
 
 
-def _with_parts(schedule: Any) -> list[Any]:
-    """A schedule, and those that it is made of."""
-    parts = getattr(schedule, "_schedulers", [])
-    return [schedule, *(deeper for part in parts for deeper in _with_parts(part))]
-
-
-def _is_of(schedule: Any, optimizer: Optimizer) -> bool:
-    return getattr(schedule, "optimizer", optimizer) is optimizer
-
-
 def _rescale(group: dict[str, Any], base: float, target: float) -> None:
-    """Let a group's rate be what it would be had its base been `target`."""
-    rate = float(group["lr"])
-    group["lr"] = _stored(group["lr"], target if rate == base else rate * (target / base))
-    if "initial_lr" in group:
-        group["initial_lr"] = _stored(group["initial_lr"], target)
-    for bound in ("max_lr", "min_lr") if {"initial_lr", "max_lr", "min_lr"} <= group.keys() else ():  # OneCycleLR
-        group[bound] = _stored(group[bound], float(group[bound]) * (target / base))
+    """Let a group's rates be what they would be had its base been `target`."""
+    bounds = _BOUNDS if "initial_lr" in group and group.keys() >= set(_BOUNDS) else ()  # of OneCycleLR
+    for name in ("lr", "initial_lr", *bounds):
+        if name in group:
+            group[name] = _rescaled(group[name], base, target)
 
 
-def _rebase(schedule: Any, targets: list[float], factor: float) -> None:
-    if len(getattr(schedule, "base_lrs", ())) == len(targets):
-        schedule.base_lrs = [_stored(now, target) for now, target in zip(schedule.base_lrs, targets, strict=True)]
-    if hasattr(schedule, "max_lrs"):  # CyclicLR
-        schedule.max_lrs = [_stored(now, float(now) * factor) for now in schedule.max_lrs]
+def _rescaled(rate: Any, base: float, target: float) -> Any:
+    """What `rate` would be had the base been `target`; a group of rate 0 stays as it is."""
+    if not base:
+        return rate
+    return _stored(rate, target if float(rate) == base else float(rate) * (target / base))
 
 
 def _stored(now: Any, value: float) -> Any:

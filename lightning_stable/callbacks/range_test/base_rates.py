@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning rate, momentum and weight decay of an optimizer's groups, as a user set them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_stable.callbacks.peak_rates import peak_rates, with_parts
 
 _OF_A_GROUP = ("lr", "initial_lr", "max_lr", "min_lr")  # what schedules keep there; those of OneCycleLR are rates, too
 _OF_A_SCHEDULE = ("base_lrs", "max_lrs", "_last_lr")  # CyclicLR has the second
@@ -14,11 +16,12 @@ _OF_A_SCHEDULE = ("base_lrs", "max_lrs", "_last_lr")  # CyclicLR has the second
 class BaseRates:
     """The base rates of all groups, which keep their ratios.
 
-    The base rate of a group is what it was made with, before a schedule or a warmup began to move it. The rate of the
-    optimizer is that of the group with the largest one.
+    The base rate of a group is what it was made with, before a schedule or a warmup began to move it; with `OneCycleLR`
+    and `CyclicLR` it is their `max_lr`. The rate of the optimizer is that of the group with the largest one.
 
     Args:
         optimizer: With a positive rate in one group at least.
+        schedulers: Those of the run.
 
     Raises:
         ValueError: If no group has one.
@@ -34,9 +37,10 @@ class BaseRates:
         [0.5, 1.0]
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> None:
         self._groups = optimizer.param_groups
-        rates = [float(group.get("initial_lr", group.get("lr", 0.0))) for group in self._groups]
+        self._schedulers = list(schedulers)
+        rates = [float(rate) for rate in peak_rates(optimizer, self._schedulers)]
         self.base = max(rates, default=0.0)
         if not self.base > 0:
             raise ValueError(
@@ -50,14 +54,14 @@ class BaseRates:
         for group, ratio in zip(self._groups, self._ratios, strict=True):
             _set(group, "lr", rate * ratio)
 
-    def make_base(self, rate: float, schedulers: Iterable[Any]) -> None:
+    def make_base(self, rate: float) -> None:
         """Make `rate` the base rate of the run: of the groups as they are now, and of its schedules."""
         factor = rate / self.base
         for group in self._groups:
             for name in _OF_A_GROUP:
                 if name in group:
                     _set(group, name, float(group[name]) * factor)
-        for scheduler in _with_inner_ones(schedulers):
+        for scheduler in with_parts(self._schedulers):
             for name in _OF_A_SCHEDULE:
                 rates = vars(scheduler).get(name)
                 if isinstance(rates, list):
@@ -120,10 +124,3 @@ def _set(group: dict[str, Any], name: str, value: float) -> None:
         group[name].fill_(value)
     else:
         group[name] = value
-
-
-def _with_inner_ones(schedulers: Iterable[Any]) -> Iterator[Any]:
-    """`SequentialLR` and `ChainedScheduler` hold others."""
-    for scheduler in schedulers:
-        yield scheduler
-        yield from _with_inner_ones(vars(scheduler).get("_schedulers", ()))

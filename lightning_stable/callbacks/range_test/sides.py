@@ -83,7 +83,7 @@ class RangeSides:
         self._factor, self._smoothing, self._logarithmic = factor, smoothing, logarithmic
         self.said: Callable[[int], None] = lambda taken: None  # called after each step with how many were taken
         self.taken = 0
-        self.rates = BaseRates(steps.optimizer)
+        self.rates = BaseRates(steps.optimizer, steps.schedulers)
 
     def most_steps(self, sides: int) -> int:
         """How many steps so many sides can take at most."""

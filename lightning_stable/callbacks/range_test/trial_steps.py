@@ -49,6 +49,7 @@ class TrialSteps:
         self._trainer = trainer
         self._module = pl_module
         self.optimizer: Optimizer = trainer.optimizers[0]
+        self.schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._data = TrainingDataCopy(trainer, asked_by=f"`{type(owner).__name__}`")
         self._attributes = [*plain_attributes(pl_module), PlainAttributes(self.optimizer, leave=_OF_AN_OPTIMIZER)]
         self._gradients = [(parameter, parameter.grad) for parameter in pl_module.parameters()]

@@ -74,6 +74,15 @@ def test_a_schedule_goes_on_as_if_it_had_always_had_this_base(name):
     assert rates(trainer, 8) == pytest.approx([5 * rate for rate in rates(twin, 8)], rel=1e-12)
 
 
+@pytest.mark.parametrize(("name", "peak"), [("one cycle", 0.1), ("cyclic", 0.2)])
+def test_the_base_of_a_schedule_with_a_peak_is_the_peak(name, peak):
+    module, trainer = make(SCHEDULES[name])
+    lr = found(["lr"], module, trainer)
+    assert lr.read()["lr"] == peak
+    lr.write({"lr": 0.5})
+    assert max(rates(trainer, 8)) == pytest.approx(0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_to_set_what_is_set_changes_no_bit(name):
     module, trainer = make(SCHEDULES[name])

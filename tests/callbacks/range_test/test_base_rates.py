@@ -42,8 +42,9 @@ def test_a_new_base_rate_gives_the_rates_of_a_run_that_was_made_with_it(name):
         optimizer = SGD([parameter()], lr=lr, momentum=0.9)
         scheduler = SCHEDULES[name](optimizer, lr)
         if new is not None:
-            base = BaseRates(optimizer)
-            base.make_base(base.base * new / lr, [scheduler])
+            base = BaseRates(optimizer, [scheduler])
+            assert base.base == lr
+            base.make_base(new)
         found = []
         for _ in range(10):
             found.append(optimizer.param_groups[0]["lr"])
@@ -97,6 +98,19 @@ def test_weight_decay_is_left_out_where_a_user_left_it_out():
 
 
 # In a run
+
+
+@pytest.mark.parametrize("name", ["one cycle", "cyclic"])
+def test_applied_the_rate_is_the_peak_of_a_schedule_that_has_one(name):
+    callback = LRRangeTest(apply="max_lr", **SHORT)
+    seen = []
+
+    class Looks(Net):
+        def on_before_optimizer_step(self, optimizer):
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    fit(Looks(schedule=lambda optimizer: SCHEDULES[name](optimizer, 0.1)), callback, max_steps=10)
+    assert max(seen) == pytest.approx(callback.result.max_lr, rel=0.05)  # which OneCycleLR passes between two steps
 
 
 @pytest.mark.parametrize("which", ["max_lr", "min_lr", "steepest_lr"])
