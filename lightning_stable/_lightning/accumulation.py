@@ -48,6 +48,11 @@ class AccumulationWindows:
         return self._length
 
     @property
+    def given(self) -> int:
+        """Batches of a window as the Trainer was told."""
+        return self._before
+
+    @property
     def begins(self) -> bool:
         """Whether the batch under way is its window's first."""
         return self._count == 1
@@ -88,6 +93,12 @@ class AccumulationWindows:
 def counts_windows(trainer: Trainer) -> bool:
     """Whether `AccumulationWindows` says where windows end, and not the number of the batch."""
     return _IS_FULL in vars(trainer.fit_loop.epoch_loop)
+
+
+def length_without_growth(trainer: Trainer) -> int:
+    """Batches of a window as the Trainer was told, also while `AccumulationWindows` makes them of other lengths."""
+    windows = getattr(vars(trainer.fit_loop.epoch_loop).get(_IS_FULL), "__self__", None)
+    return windows.given if isinstance(windows, AccumulationWindows) else trainer.accumulate_grad_batches
 
 
 def make_loader_again(trainer: Trainer) -> None:

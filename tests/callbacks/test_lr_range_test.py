@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import LRRangeTest
+from lightning_stable.callbacks import AdaptiveBatchSize, LRRangeTest
 from lightning_stable.callbacks.range_test.curve import grid_of
 from lightning_stable.guard import SpikeGuard
 from lightning_stable.optim import SAM
@@ -256,6 +256,18 @@ def test_a_batch_that_nothing_is_learned_from_is_no_divergence(settings):
     fit(Picky(), callback, **settings)
     assert 0.05 < callback.result.max_lr < 100
     assert all(loss > 0.01 for loss in callback.result.losses)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("order", [1, -1], ids=["before", "behind"])
+def test_a_batch_that_may_grow_does_not_change_what_is_found(order, accumulate):
+    alone, beside = LRRangeTest(**SHORT), LRRangeTest(**SHORT)
+    fit(Net(), alone, max_steps=1, accumulate_grad_batches=accumulate)
+    grown, grown_alone = Net(), Net()
+    fit(grown_alone, AdaptiveBatchSize(), max_steps=3, accumulate_grad_batches=accumulate)
+    fit(grown, *[beside, AdaptiveBatchSize()][::order], max_steps=3, accumulate_grad_batches=accumulate)
+    assert beside.result == alone.result
+    assert all(torch.equal(*pair) for pair in zip(grown.parameters(), grown_alone.parameters(), strict=True))
 
 
 # What is refused

@@ -7,7 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_stable._lightning import progress
-from lightning_stable._lightning.accumulation import AccumulationWindows, counts_windows, make_loader_again
+from lightning_stable._lightning.accumulation import (
+    AccumulationWindows,
+    counts_windows,
+    length_without_growth,
+    make_loader_again,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,19 @@ def test_without_a_change_it_is_what_lightning_does():
     probe = Windows([2])
     fit(probe, DataLoader(torch.arange(8.0)), accumulate_grad_batches=2)
     assert probe.gradients == seen == [0.5, 2.5, 4.5, 6.5]
+
+
+def test_the_length_that_the_trainer_was_told_is_known_whatever_windows_there_are():
+    seen = []
+
+    class Look(Windows):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            seen.append((trainer.accumulate_grad_batches, length_without_growth(trainer)))
+
+    trainer = fit(Look([1, 3]), DataLoader(torch.arange(4.0)), accumulate_grad_batches=2)
+    assert seen == [(1, 2), (3, 2), (3, 2), (3, 2)]
+    assert length_without_growth(trainer) == 2
 
 
 def test_a_loader_is_made_again_before_the_next_epoch():

@@ -13,6 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_stable._lightning.accumulation import length_without_growth
 from lightning_stable._lightning.progress import keep_next_plateau_step
 from lightning_stable._lightning.repeated_step import run_again
 from lightning_stable._lightning.trainer import gradient_scaler
@@ -56,6 +57,7 @@ class TrialSteps:
         self._snapshot = Snapshot(trainer, pl_module, owner, Transfer("host"), with_callbacks=False)
         self._snapshot.capture()
         self._snapshot.wait()
+        self._found_length, self._length = trainer.accumulate_grad_batches, length_without_growth(trainer)
         self._batches: Iterator[Any] = iter(())
         self._count = 0
         self._loss = math.nan  # the latest
@@ -63,8 +65,8 @@ class TrialSteps:
     def start_again(self) -> None:
         """Back to the start: the same state, the same random numbers, and the first batch."""
         self._go_back()
-        for parameter, _ in self._gradients:
-            parameter.grad = None
+        self._trainer.accumulate_grad_batches = self._length
+        self._drop_gradients()
         self._close()
         self._batches, self._count = self._data.from_the_beginning(), 0
 
@@ -72,6 +74,7 @@ class TrialSteps:
         """Leave everything as it was found."""
         self._close()
         self._go_back()
+        self._trainer.accumulate_grad_batches = self._found_length
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
 
@@ -102,7 +105,7 @@ class TrialSteps:
         return self._gradients_of(self._next_window())
 
     def _next_window(self) -> list[tuple[Any, int]]:
-        every = self._trainer.accumulate_grad_batches
+        every = self._length
         window = [(batch, self._count + index) for index, batch in enumerate(islice(self._batches, every))]
         self._count += every
         return window
@@ -113,6 +116,7 @@ class TrialSteps:
         while True:
             scale = 1.0 if scaler is None else scaler.get_scale()
             batches = window if scaler is None else apply_to_collection(window, Tensor, Tensor.clone)
+            self._drop_gradients()  # Lightning does it in the first batch of a window, which these need not be
             losses = run_again(self._trainer, batches)
             if losses:  # `training_step` may return None, for nothing to be learned from a batch
                 share = len(window) / len(losses) / scale
@@ -128,6 +132,10 @@ class TrialSteps:
             gradient_clip_algorithm=self._trainer.gradient_clip_algorithm,
         )
         return loss
+
+    def _drop_gradients(self) -> None:
+        for parameter, _ in self._gradients:
+            parameter.grad = None
 
     def _unscale(self, scale: float) -> bool:
         """Unscale where a fused optimizer would do so itself; returns whether the gradients are finite."""
