@@ -102,6 +102,8 @@ class PopulationBasedTraining(Callback):
         self.settings = Settings(
             population, interval, ranges, dict(choices or {}), list(initial or []), monitor, mode, fraction, seed
         )
+        self._of_the_run = self.settings
+        self._hyperparameters: Hyperparameters | None = None
         self._max_bytes = max_bytes
         self._folder = folder
         self._population: Population | None = None
@@ -123,11 +125,17 @@ class PopulationBasedTraining(Callback):
         refuse_trainer(trainer, pl_module, self)
         self._state, self._random = {}, None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what is searched, before a checkpoint changes it."""
+        self._of_the_run = self._settings_of_the_run(trainer, pl_module)
+        names = self._of_the_run.space.names
+        self._hyperparameters = Hyperparameters(_CALL, names, trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the members, or take them up from a checkpoint."""
-        settings = self._settings_of_the_run(trainer, pl_module)
+        settings, hyperparameters = self._of_the_run, self._hyperparameters
+        assert hyperparameters is not None
         refuse_schedules(trainer, settings.population, settings.interval)
-        hyperparameters = Hyperparameters(_CALL, settings.space.names, trainer, pl_module)
         members = Members(trainer, pl_module, self, settings.population, self._max_bytes)
         population = Population(trainer, pl_module, settings, members, hyperparameters)
         if self._state:
@@ -218,5 +226,6 @@ class PopulationBasedTraining(Callback):
         return Settings(**{**vars(self.settings), "ranges": ranges})
 
     def _leave(self) -> None:
+        self._hyperparameters = None
         if self._population is not None:
             self._state, self._population = self.state_dict(), None

@@ -23,7 +23,7 @@ class ReplayPopulation(Callback):
     all.
 
     Args:
-        path: The `schedule.json` of `PopulationBasedTraining`. It is read when training starts; `None`, the default,
+        path: The `schedule.json` of `PopulationBasedTraining`. It is read when `fit` starts; `None`, the default,
             follows nothing.
 
     Raises:
@@ -44,8 +44,8 @@ class ReplayPopulation(Callback):
         self._values: list[dict[str, float]] = []
         self._hyperparameters: Hyperparameters | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the schedule, and find what it sets."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the schedule, and find what it sets, before a checkpoint changes it."""
         if self.path is None:
             return
         if len(trainer.optimizers) != 1:

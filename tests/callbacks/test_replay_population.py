@@ -50,6 +50,34 @@ def test_resume_equals_an_uninterrupted_run(path, saved_at, tmp_path):
     assert resumed.seen == straight.seen[saved_at:]
 
 
+class DecaysWeights(Net):
+    """Biases have no weight decay."""
+
+    def __init__(self):
+        super().__init__()
+        self.decays = []
+
+    def training_step(self, batch, batch_idx):
+        self.decays.append([group["weight_decay"] for group in self.optimizers().optimizer.param_groups])
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        weights, biases = ([p for p in self.parameters() if (p.ndim > 1) == is_weight] for is_weight in (True, False))
+        return torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}])
+
+
+def test_a_group_without_decay_has_none_behind_a_step_without_any_nor_in_a_resumed_run(tmp_path):
+    segments = [{"step": step, "hyperparameters": {"weight_decay": 0.01 * (step > 0)}} for step in (0, 4)]
+    write_schedule(tmp_path / "decay.json", segments, steps=6)
+    follow = str(tmp_path / "decay.json")
+    straight, _ = fit(ReplayPopulation(follow), DecaysWeights(), max_steps=6)
+    assert straight.decays == [[0.0, 0.0]] * 4 + [[0.01, 0.0]] * 2
+    _, trainer = fit(ReplayPopulation(follow), DecaysWeights(), max_steps=2)
+    trainer.save_checkpoint(tmp_path / "mid.ckpt")
+    resumed, _ = fit(ReplayPopulation(follow), DecaysWeights(), ckpt_path=tmp_path / "mid.ckpt", max_steps=6)
+    assert resumed.decays == straight.decays[2:]
+
+
 def test_it_follows_what_a_population_has_found(tmp_path):
     search = pbt(search={"lr": [1e-3, 0.1], "weight_decay": [0.01, 1.0]}, folder=str(tmp_path))
     fit(search, Net(schedule=False), max_steps=36)

@@ -4,7 +4,8 @@
 lr               the base rate of the optimizer's first group that has one, with `OneCycleLR` and `CyclicLR` the peak;
                  the other groups keep their ratio to it, and schedules go on from where they are, as if they had always
                  had this base
-weight_decay     of the first group that decays; the others keep their ratio, and groups without decay have none
+weight_decay     of the first group that decays; the others keep the ratio that they were made with, and groups that
+                 were made without decay have none; if all of them were, it is the same for all
 momentum, eps    any other number in the optimizer's groups: the same for all of them
 betas.0          an element of a tuple in them
 module.drop.p    a number that is an attribute of the LightningModule, or of a module in it; a whole one stays whole
@@ -31,7 +32,8 @@ class Hyperparameters:
     Args:
         call: Who asks, as the user wrote it, for the message of an error.
         names: Of the hyper-parameters.
-        trainer: The trainer in its `fit`, with one optimizer.
+        trainer: The trainer in its `fit`, with one optimizer as `configure_optimizers` has made it: a checkpoint may
+            hold a weight decay of 0, which tells of no ratios.
         pl_module: The module it trains.
 
     Raises:
@@ -114,31 +116,32 @@ class _GroupEntry:
         self._optimizer = optimizer
         self._name, _, element = name.partition(".")
         self._element = int(element) if element.isdecimal() else None
-        self._keeps_ratios = name == "weight_decay"
+        self._shares = self._shares_of_the_groups(keeps_ratios=name == "weight_decay")
 
     @property
     def exists(self) -> bool:
-        return any(_is_number(self._value(group)) for group in self._optimizer.param_groups)
+        return bool(self._shares)
 
     def read(self) -> float:
         return float(self._value(self._reference()))
 
     def write(self, value: float) -> None:
-        reference = self._reference()
-        before = self.read()
-        if _holds(self._value(reference), value):
+        if _holds(self._value(self._reference()), value):
             return
-        for group in self._optimizer.param_groups:
-            now = self._value(group)
-            if not _is_number(now):
-                continue
-            keeps = self._keeps_ratios and before != 0 and group is not reference
-            self._set(group, value * (float(now) / before) if keeps else value)
+        for index, share in self._shares.items():
+            self._set(self._optimizer.param_groups[index], value * share)
+
+    def _shares_of_the_groups(self, keeps_ratios: bool) -> dict[int, float]:
+        """What each group that has the number gets of it, by index; kept, as ratios cannot be read off zeros."""
+        values = {index: self._value(group) for index, group in enumerate(self._optimizer.param_groups)}
+        numbers = {index: float(value) for index, value in values.items() if _is_number(value)}
+        reference = next((number for number in numbers.values() if number), 0.0)
+        if not keeps_ratios or not reference:
+            return dict.fromkeys(numbers, 1.0)
+        return {index: number / reference for index, number in numbers.items()}
 
     def _reference(self) -> dict[str, Any]:
-        groups = [group for group in self._optimizer.param_groups if _is_number(self._value(group))]
-        decaying = [group for group in groups if float(self._value(group))] if self._keeps_ratios else []
-        return (decaying or groups)[0]
+        return self._optimizer.param_groups[next(index for index, share in self._shares.items() if share)]
 
     def _value(self, group: dict[str, Any]) -> Any:
         entry = group.get(self._name)

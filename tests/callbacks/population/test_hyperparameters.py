@@ -113,6 +113,17 @@ def test_a_decay_that_nobody_has_is_for_all():
     assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.25, 0.25]
 
 
+def test_a_decay_that_has_been_0_comes_back_where_it_was():
+    module, trainer = make()
+    third = {"params": [torch.nn.Parameter(torch.ones(2))], "weight_decay": 0.01}
+    trainer.optimizers[0].add_param_group(third)
+    handles = found(["weight_decay"], module, trainer)
+    for value in (0.0, 0.1, 0.0):
+        handles.write({"weight_decay": value})
+        assert handles.read() == {"weight_decay": value}
+        assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [value, 0.0, value / 2]
+
+
 def test_elements_of_tuples_and_other_numbers_are_the_same_for_all_groups():
     module, trainer = make()
     found(["betas.1", "eps"], module, trainer).write({"betas.1": 0.95, "eps": 1e-6})
