@@ -50,19 +50,48 @@ def restore_metric_states(metrics: Iterable[Metric], saved: MetricStates) -> Non
 
 
 def latest_logged(trainer: Trainer, key: str) -> Any:
-    """The value last logged under `key` in training, as it was passed or accumulated; `None` if it never was."""
-    for metric in trainer.fit_loop.epoch_loop._results.values():
-        if metric.meta.name == key and not metric.has_reset:
+    """The value last logged under `key` in training, as it was passed or accumulated; `None` if it never was.
+
+    What an epoch has logged is forgotten with its means: nothing of it is the first step's of the next one.
+    """
+    metrics = [metric for metric in trainer.fit_loop.epoch_loop._results.values() if metric.meta.name == key]
+    for metric in metrics:
+        if not metric.has_reset:
             return metric._forward_cache if metric.meta.on_step else metric.value
-    return trainer._logger_connector._callback_metrics.get(key)
+    return None if metrics else trainer._logger_connector._callback_metrics.get(key)
 
 
-def logged_at_this_step(trainer: Trainer, key: str) -> torch.Tensor | None:
-    """The value logged under `key` in training with `on_step=True`, if there is one."""
-    for metric in trainer.fit_loop.epoch_loop._results.values():
-        if metric.meta.name == key and metric.meta.on_step and isinstance(metric._forward_cache, torch.Tensor):
-            return metric._forward_cache
-    return None
+class LoggedOnStep:
+    """Hands out what is logged under `key` in training with `on_step=True`, each value once.
+
+    Lightning keeps a value until the next one is logged, or the epoch ends.
+
+    Args:
+        trainer: The trainer in its `fit`; what has been logged by now is not handed out.
+        key: Of `self.log`.
+    """
+
+    def __init__(self, trainer: Trainer, key: str) -> None:
+        self._trainer = trainer
+        self._key = key
+        self._last = self._latest()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there ever was a value."""
+        return bool(self._kept())
+
+    def take(self) -> torch.Tensor | None:
+        """The value that was logged since the last call, if there is one."""
+        before, self._last = self._last, self._latest()
+        return None if self._last is before else self._last  # every call of `self.log` makes a tensor of its own
+
+    def _latest(self) -> torch.Tensor | None:
+        return next((value for value in self._kept() if isinstance(value, torch.Tensor)), None)
+
+    def _kept(self) -> list[Any]:
+        metrics = self._trainer.fit_loop.epoch_loop._results.values()
+        return [metric._forward_cache for metric in metrics if metric.meta.name == self._key and metric.meta.on_step]
 
 
 def _copy(value: Any) -> Any:

@@ -69,7 +69,8 @@ class PopulationBasedTraining(Callback):
 
     Raises:
         ValueError: If an argument is out of its bounds, or, from `fit`, if there is no hyper-parameter of a name, the
-            members take more than `max_bytes`, `monitor` is never logged, or a checkpoint is of another population.
+            members take more than `max_bytes`, `monitor` is not logged in a turn, or a checkpoint is of another
+            population.
         RuntimeError: From `fit`, with manual optimization or several processes.
 
     Example:

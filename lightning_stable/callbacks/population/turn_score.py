@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_stable._lightning import progress, results
+from lightning_stable._lightning import progress
+from lightning_stable._lightning.results import LoggedOnStep
 
 _LOSS = "loss"
 _LONG = 1.5  # intervals: turns that take longer are pointed out
@@ -33,6 +34,7 @@ class TurnScore:
         self._trainer = trainer
         self._monitor = monitor
         self._interval = interval
+        self._logged = LoggedOnStep(trainer, monitor)
         self._said_that_turns_are_long = False
         self._window_is_open = False
         self.begin()
@@ -62,7 +64,7 @@ class TurnScore:
     def end_batch(self, outputs: Any) -> None:
         """Note what training came to, and whether the turn is over by that."""
         self._window_is_open = progress.is_accumulating(self._trainer)
-        value = self._loss(outputs) if self._monitor == _LOSS else self._logged()
+        value = self._loss(outputs) if self._monitor == _LOSS else self._logged.take()
         if value is not None:
             value = value.detach().float().mean()
             self._total = self._total.to(value.device) + value
@@ -73,7 +75,7 @@ class TurnScore:
             self.score = float(self._total) / self._count
         elif self._monitor == _LOSS:
             self.score = math.nan  # no step of the turn had a loss
-        elif not self._trainer.enable_validation:
+        elif self._logged.is_known or not self._trainer.enable_validation:
             raise self._never_logged()
 
     def end_validation(self) -> None:
@@ -107,14 +109,11 @@ class TurnScore:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         return loss * self._trainer.accumulate_grad_batches if isinstance(loss, Tensor) else None
 
-    def _logged(self) -> Tensor | None:
-        return results.logged_at_this_step(self._trainer, self._monitor)
-
     def _never_logged(self) -> ValueError:
         key = self._monitor
         logged = ", ".join(map(str, self._trainer.callback_metrics)) or "nothing"
         return ValueError(
-            f"`PopulationBasedTraining(monitor={key!r})` has found no such value after {self.steps} steps; logged are"
-            f" {logged}. Log it with `self.log({key!r}, ...)`, in training with `on_step=True`, or in a validation; or"
-            ' judge by the training loss, `monitor="loss"`.'
+            f"`PopulationBasedTraining(monitor={key!r})` has found no such value in a turn of {self.steps} steps;"
+            f" logged are {logged}. Log it with `self.log({key!r}, ...)`, in training with `on_step=True`, or in a"
+            ' validation; or judge by the training loss, `monitor="loss"`.'
         )

@@ -50,6 +50,27 @@ def test_training_is_scored_by_the_mean_of_the_turn(monitor, accumulate):
     assert [score for _, score in scores.seen] == pytest.approx(expected, rel=1e-5)
 
 
+class LogsSometimes(Net):
+    """Logs the number of the step in the second of every four."""
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step % 4 == 1:
+            self.log("sometimes", float(self.global_step), on_step=True)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_value_counts_once_and_for_the_turn_that_it_was_logged_in():
+    scores = Scores("sometimes", 4)
+    run(make_batches(6), [scores], model=LogsSometimes, epochs=2)
+    assert scores.seen == [(4, 1.0), (8, 5.0), (12, 9.0)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"limit_val_batches": 0}], ids=str)
+def test_a_turn_in_which_training_logs_nothing_is_refused(settings):
+    with pytest.raises(ValueError, match=r"monitor='sometimes'\)` has found no such value in a turn of 2 steps"):
+        run(make_batches(8), [Scores("sometimes", 2)], model=LogsSometimes, epochs=1, **settings)
+
+
 def test_a_validation_is_waited_for():
     scores = Scores("val_loss", 3)
     with pytest.warns(UserWarning, match="a turn lasts until the next validation, here 5 steps"):
@@ -68,7 +89,7 @@ def test_a_validation_too_early_is_none():
 def test_a_key_that_nobody_logs_is_named_with_those_there_are():
     with pytest.raises(ValueError, match=r"monitor='val_los'\).*logged are .*val_loss"):
         run(make_batches(8), [Scores("val_los", 3)], epochs=1, val_check_interval=4)
-    with pytest.raises(ValueError, match=r"monitor='val_loss'\).*after 3 steps.*train_loss"):
+    with pytest.raises(ValueError, match=r"monitor='val_loss'\).*in a turn of 3 steps.*train_loss"):
         run(make_batches(8), [Scores("val_loss", 3)], epochs=1, limit_val_batches=0)
 
 
