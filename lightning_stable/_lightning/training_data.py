@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import IterableDataset
 
-_LARGE = 64 * 2**20  # bytes from which on an array of a data set is shared and not copied
+LARGE = 64 * 2**20  # bytes from which on an array of a data set is shared and not copied
 
 
 class TrainingDataCopy:
@@ -130,7 +130,7 @@ def _share_what_is_large(owner: Any, memo: dict[int, Any]) -> None:
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor | np.ndarray):
-            if value.nbytes >= _LARGE:
+            if value.nbytes >= LARGE:
                 memo[id(value)] = value
         elif isinstance(value, dict):
             waiting.extend(value.values())

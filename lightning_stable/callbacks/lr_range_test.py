@@ -56,8 +56,11 @@ class LRRangeTest(Callback):
     Everything is tried on the data, module and optimizer of the run, with its precision, accumulation and clipping
     (`configure_gradient_clipping`), and on all ranks alike, with the mean of their losses. All sides see the same
     batches and random numbers, from copies of the loaders, which take memory for a moment: arrays of 64 MiB and more
-    are shared. Afterwards the run is, to the bit, what it would have been. No callback, logger, schedule or
-    `optimizer_step` of the module is called by a step that is tried: what they do to gradients is not part of the test.
+    are shared. Afterwards the run is, to the bit, what it would have been. Counters, lists, tensors, generators and
+    objects of such that a step changes in the module or the data module are put back; other objects of yours (with
+    files, locks or modules of their own, see `PlainAttributes`), and what is outside of both, are not. No callback,
+    logger, schedule or `optimizer_step` of the module is called by a step that is tried: what they do to gradients is
+    not part of the test.
 
     The rate of an optimizer is that of its group with the largest base rate; others keep their ratio to it. With
     `OneCycleLR` and `CyclicLR` the base rate is the peak, their `max_lr`. The test runs once in a fit, before its first

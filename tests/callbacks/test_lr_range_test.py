@@ -4,9 +4,10 @@
 import bisect
 import math
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
@@ -160,6 +161,51 @@ def test_a_second_fit_of_the_same_trainer_goes_on_and_is_not_tested():
 class Validated(Net):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+class Meter:
+    def __init__(self):
+        self.count = 0
+
+
+class Records(Net):
+    """Keeps what it has seen in containers and objects of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.history, self.meter = {"loss": []}, Meter()
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.history["loss"].append(loss.item())
+        self.meter.count += 1
+        return loss
+
+
+class Noisy(LightningDataModule):
+    """Draws from a generator of its own for every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator, self.table = np.random.default_rng(0), {"sizes": []}
+
+    def train_dataloader(self):
+        return DataLoader(DATA, batch_size=8, collate_fn=self.collate)
+
+    def collate(self, rows):
+        self.table["sizes"].append(len(rows))
+        return torch.stack(rows) + float(self.generator.normal())
+
+
+def test_a_data_module_and_what_the_module_has_recorded_are_as_without_a_test():
+    found = []
+    for callbacks in ([], [LRRangeTest(**SHORT)]):
+        model, data = Records(), Noisy()
+        trainer_with(*callbacks, max_steps=4).fit(model, data)
+        weights = [parameter.tolist() for parameter in model.parameters()]
+        found.append([weights, model.history, model.meter.count, data.table, data.generator.bit_generator.state])
+    assert found[1] == found[0]
+    assert found[1][2] == 4
 
 
 def test_sanity_checks_validation_and_fast_dev_run_are_left_alone():

@@ -2,10 +2,13 @@
 """Attributes that are no parameters and no buffers are put back, by name and by content, as often as one likes."""
 
 import random
-from collections import OrderedDict, defaultdict, deque
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.utils.data import TensorDataset
 
 from lightning_stable.snapshots.plain_attributes import PlainAttributes, plain_attributes
 
@@ -88,3 +91,95 @@ def test_random_numbers_of_any_kind_come_again():
     for _ in range(2):
         kept.put_back()
         assert draw() == first
+
+
+class Meter:
+    def __init__(self):
+        self.total, self.values, self.generator = 0.0, {"all": [0.5]}, random.Random(3)
+
+    def change(self):
+        self.total += 1
+        self.values["all"].append(self.generator.random())
+        self.values["last"] = self.total
+
+
+class Live(Meter):
+    """A file would do as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_what_is_within_containers_is_put_back_to_any_depth():
+    mean = torch.zeros(2)
+    owner = SimpleNamespace(
+        history={"loss": [], "means": (mean, deque([{1}])), "meters": [Meter()]}, table=np.zeros(3), counts=Counter("a")
+    )
+    before, inner = repr_of(owner), owner.history["loss"]
+    owner.history["itself"] = owner.history
+    kept = PlainAttributes(owner)
+    for _ in range(2):
+        owner.history["loss"].append(0.5)
+        owner.history["means"][1][0].add(2)
+        owner.history["meters"][0].change()
+        owner.history["born"] = owner.history.pop("loss")
+        mean += 1
+        owner.table += 1
+        owner.counts.update("ab")
+        kept.put_back()
+        assert owner.history.pop("itself") is owner.history
+        assert repr_of(owner) == before
+        owner.history["itself"] = owner.history
+    assert owner.history["loss"] is inner
+    assert owner.history["means"][0] is mean
+
+
+def repr_of(owner):
+    meter = owner.history["meters"][0]
+    return repr([{**owner.history, "meters": None}, vars(meter), meter.generator.getstate(), owner.table, owner.counts])
+
+
+def test_an_object_of_plain_attributes_goes_back_and_one_that_holds_more_stays():
+    owner = SimpleNamespace(meter=Meter(), live=Live(), data=TensorDataset(torch.zeros(1)))
+    kept, found = PlainAttributes(owner), owner.meter
+    owner.meter.change()
+    owner.live.change()
+    owner.data.tensors[0].add_(1)
+    kept.put_back()
+    assert owner.meter is found
+    assert (owner.meter.total, owner.meter.values) == (0.0, {"all": [0.5]})
+    assert owner.meter.generator.random() == random.Random(3).random()
+    assert (owner.live.total, "last" in owner.live.values) == (1.0, True)
+    assert owner.data.tensors[0].item() == 1
+
+
+def test_parameters_in_a_list_are_the_snapshots():
+    owner = SimpleNamespace(weights=[torch.nn.Parameter(torch.zeros(2))])
+    kept = PlainAttributes(owner)
+    with torch.no_grad():
+        owner.weights[0] += 1
+    kept.put_back()
+    assert owner.weights[0].tolist() == [1.0, 1.0]
+
+
+def test_what_is_too_large_stays_as_it_is():
+    owner = SimpleNamespace(small=torch.zeros(2), large=[torch.zeros(4), np.zeros(4)])
+    kept = PlainAttributes(owner, below=16)
+    for numbers in (owner.small, *owner.large):
+        numbers += 1
+    kept.put_back()
+    assert [numbers.max() for numbers in (owner.small, *owner.large)] == [0, 1, 1]
+
+
+def test_a_chain_of_objects_may_be_long():
+    chain = owner = SimpleNamespace(next=None, count=0)
+    for _ in range(3000):
+        chain.next = SimpleNamespace(next=None, count=0)
+        chain = chain.next
+    kept = PlainAttributes(owner)
+    chain.count = 1
+    kept.put_back()
+    assert chain.count == 0
+    while owner is not None:  # a long chain cannot be let go at once
+        owner.next, owner = None, owner.next

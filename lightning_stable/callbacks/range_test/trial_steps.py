@@ -17,7 +17,7 @@ from lightning_stable._lightning.accumulation import length_without_growth
 from lightning_stable._lightning.progress import keep_next_plateau_step
 from lightning_stable._lightning.repeated_step import run_again
 from lightning_stable._lightning.trainer import gradient_scaler
-from lightning_stable._lightning.training_data import TrainingDataCopy
+from lightning_stable._lightning.training_data import LARGE, TrainingDataCopy
 from lightning_stable.snapshots.plain_attributes import PlainAttributes, plain_attributes
 from lightning_stable.snapshots.random_state import RandomState
 from lightning_stable.snapshots.snapshot import Snapshot
@@ -30,8 +30,8 @@ class TrialSteps:
     """Takes steps as the training loop does, from one start, as often as one likes; afterwards nothing has happened.
 
     Put back are parameters, buffers, gradients, optimizer, schedules, scaler, metrics, random numbers, counters, and
-    plain attributes of the module and of the optimizer. Batches come from copies of the loaders. No callback, no logger
-    and no schedule is called.
+    the `PlainAttributes` of module, data module and optimizer. Batches come from copies of the loaders. No callback, no
+    logger and no schedule is called.
 
     Args:
         trainer: In its `fit`, in front of the first step.
@@ -53,6 +53,9 @@ class TrialSteps:
         self.schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._data = TrainingDataCopy(trainer, asked_by=f"`{type(owner).__name__}`")
         self._attributes = [*plain_attributes(pl_module), PlainAttributes(self.optimizer, leave=_OF_AN_OPTIMIZER)]
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None:  # which the copies of the loaders share, for its `collate_fn` may need all of it
+            self._attributes.append(PlainAttributes(datamodule, below=LARGE))
         self._gradients = [(parameter, parameter.grad) for parameter in pl_module.parameters()]
         self._snapshot = Snapshot(trainer, pl_module, owner, Transfer("host"), with_callbacks=False)
         self._snapshot.capture()
