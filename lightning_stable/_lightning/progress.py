@@ -100,6 +100,11 @@ def batches_into_epoch(trainer: Trainer) -> int:
     return vars(trainer.fit_loop.epoch_loop.batch_progress.current)["processed"]
 
 
+def batches_completed(trainer: Trainer) -> int:
+    """How many batches of the current epoch came before the one under way, from its transfer to its last hook."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
+
+
 def is_between_batches(trainer: Trainer) -> bool:
     """Whether no batch of the epoch is under way: every one that was begun has been processed."""
     current = trainer.fit_loop.epoch_loop.batch_progress.current

@@ -10,13 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_stable._lightning.loggers import log_scalars, logging_step
 from lightning_stable._lightning.trainer import log_every_n_steps
 from lightning_stable.callbacks.dropout_rates import ATTRIBUTES, DropoutRate, dropout_rates
-from lightning_stable.callbacks.span import Span
+from lightning_stable.callbacks.span import Place, Span
 
 
 class DropoutSchedule(Callback):
-    """Multiplies every dropout rate of the model by a factor that depends on the optimizer step.
+    """Multiplies every dropout rate of the model by a factor that depends on the place in the run.
 
-        step t = 0, 1, ..., as `trainer.global_step`; T = `steps`, or as many as `epochs` or `fraction` are
+        step t = 0, 1, ..., as `trainer.global_step`; T = `steps`, or a part of `Trainer(max_steps=...)`;
+            with `epochs`, or a part of `max_epochs`, t / T is how much of their data came before the step
         rate_t = factor_t * rate, each module with a rate of its own
         early:     factor_t = 1 - t / T  (shape="constant": 1)  for t < T, and 0 from T on
         late:      factor_t = 0                                 for t < T, and 1 from T on
@@ -78,7 +79,6 @@ class DropoutSchedule(Callback):
         self.attributes = list(ATTRIBUTES if attributes is None else attributes)
         self._rates: dict[str, float] = {}  # the modules' own, by name
         self._scheduled: list[DropoutRate] = []
-        self._cutoff = 0
         self._factor = 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,7 +90,7 @@ class DropoutSchedule(Callback):
         """Find the rates, and how long they change."""
         if self.mode == "standard":
             return
-        self._cutoff = self.span.in_steps("DropoutSchedule", trainer)
+        self.span.place("DropoutSchedule", trainer)  # must be known
         found = list(dropout_rates(pl_module, self.attributes))
         if not found:
             raise ValueError(
@@ -105,7 +105,7 @@ class DropoutSchedule(Callback):
         """Set the rates of the step that this batch belongs to."""
         if not self._scheduled:
             return
-        self._factor = self._factor_at(trainer.global_step)
+        self._factor = self._factor_at(self.span.place("DropoutSchedule", trainer))
         for rate in self._scheduled:
             rate.set(self._factor * self._rates[rate.name])
 
@@ -141,15 +141,16 @@ class DropoutSchedule(Callback):
             raise ValueError(f"The checkpoint of `DropoutSchedule` must hold rates from 0 to 1 by name, got {rates!r}.")
         self._rates = {**self._rates, **rates}
 
-    def _factor_at(self, step: int) -> float:
+    def _factor_at(self, place: Place) -> float:
         if self.mode == "late":
-            return float(step >= self._cutoff)
-        if step >= self._cutoff:
+            return float(place.is_over)
+        if place.is_over:
             return 0.0
         if self.shape == "constant":
             return 1.0
-        left = 1.0 - step / self._cutoff
-        return math.ceil(self.levels * (self._cutoff - step) / self._cutoff) / self.levels if self.levels else left
+        if self.levels:
+            return math.ceil(self.levels * (place.length - place.done) / place.length) / self.levels
+        return 1.0 - place.share
 
     def _leave(self) -> None:
         for rate in self._scheduled:

@@ -10,14 +10,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_stable._lightning.loggers import log_scalars, logging_step
 from lightning_stable._lightning.trainer import log_every_n_steps
 from lightning_stable._lightning.training_batches import change_training_batches
-from lightning_stable.callbacks.span import Span
+from lightning_stable.callbacks.span import Place, Span
 from lightning_stable.functional.sequence_length import batch_sequence_length, reshape_sequences, truncate_sequences
 
 
 class SequenceLengthWarmup(Callback):
     """Cuts the sequences of training batches: short at first, and longer step by step.
 
-        step t = 0, 1, ..., as `trainer.global_step`; T = `steps`, or as many as `epochs` or `fraction` are
+        step t = 0, 1, ..., as `trainer.global_step`; T = `steps`, or a part of `Trainer(max_steps=...)`;
+            with `epochs`, or a part of `max_epochs`, t / T is how much of their data came before the step
         length_t = start + (end - start) * (t / T)^(1/d), rounded down to a multiple and at least `start`,  for t < T
         length_t = end                                                                                    from T on
         d = 1 (pacing="linear") or 2 (pacing="sqrt")
@@ -82,13 +83,12 @@ class SequenceLengthWarmup(Callback):
         self.mode: Literal["truncate", "reshape"] = mode
         self.pacing: Literal["linear", "sqrt"] = pacing
         self.keys = None if keys is None else list(keys)
-        self._until = 0
         self._length = 0
         self._undo: ExitStack | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand where batches come from."""
-        self._until = self.span.in_steps("SequenceLengthWarmup", trainer)
+        self.span.place("SequenceLengthWarmup", trainer)  # must be known
         self._undo = ExitStack()
         change_training_batches(self._undo, trainer, "SequenceLengthWarmup", lambda batch: self._cut(trainer, batch))
 
@@ -120,7 +120,8 @@ class SequenceLengthWarmup(Callback):
 
     def _shortened(self, trainer: Trainer, batch: Any) -> Any:
         full = batch_sequence_length(batch, self.keys)
-        self._length = length = min(full, self._length_at(trainer.global_step, self.end or full))
+        place = self.span.place("SequenceLengthWarmup", trainer)
+        self._length = length = min(full, self._length_at(place, self.end or full))
         if length == full:
             return batch
         if self.mode == "truncate":
@@ -128,10 +129,10 @@ class SequenceLengthWarmup(Callback):
         self._length = self._piece(length, full)
         return reshape_sequences(batch, self._length, self.keys)
 
-    def _length_at(self, step: int, end: int) -> int:
-        if step >= self._until or self.start >= end:
+    def _length_at(self, place: Place, end: int) -> int:
+        if place.is_over or self.start >= end:
             return end
-        pace = step / self._until if self.pacing == "linear" else math.sqrt(step / self._until)
+        pace = place.share if self.pacing == "linear" else math.sqrt(place.share)
         length = math.floor(self.start + (end - self.start) * pace)
         return max(self.start, length - length % self.multiple_of)
 

@@ -100,7 +100,7 @@ def test_steps_are_optimizer_steps_and_not_batches():
     assert [rate for _, rate in rates] == pytest.approx([0.5 * factor for factor in factors])
 
 
-def test_epochs_and_fractions_are_turned_into_steps():
+def test_epochs_and_fractions_are_as_long_as_the_steps_they_have():
     _, _, in_epochs = fit(DropoutSchedule("late", epochs=2), max_steps=-1, max_epochs=4, limit_train_batches=3)
     _, _, in_parts = fit(DropoutSchedule("late", fraction=0.5), max_steps=12)
     assert in_epochs == in_parts == [(0.0, 0.0)] * 6 + [(0.2, 0.5)] * 6
