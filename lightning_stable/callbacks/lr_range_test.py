@@ -262,7 +262,10 @@ def _write(folder: Path, table: bytes, png: bytes | None) -> list[tuple[str, str
 
 def _nothing_holds(curve: RangeCurve, min_lr: float) -> str:
     if not curve.losses:
-        return "`LRRangeTest` has nothing to test: the training loss is not finite before the first step."
+        return (
+            "`LRRangeTest` has nothing to test: the training loss is not finite before the first step, or"
+            " `training_step` returns None."
+        )
     return (
         f"`LRRangeTest(min_lr={min_lr:g})` found no rate that holds: the loss rises with the smallest one, too. Lower"
         " `min_lr`, or look for what is wrong with the loss or the gradients."

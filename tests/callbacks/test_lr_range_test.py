@@ -4,14 +4,13 @@
 import bisect
 import math
 
-import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import AdaptiveBatchSize, LRRangeTest
+from lightning_stable.callbacks import LRRangeTest
 from lightning_stable.callbacks.range_test.curve import grid_of
 from lightning_stable.guard import SpikeGuard
 from lightning_stable.optim import SAM
@@ -89,9 +88,14 @@ def test_a_loss_that_is_not_finite_is_divergence():
     assert result.diverged
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 @pytest.mark.parametrize(
     ("loss", "message"),
-    [(lambda loss: loss * math.nan, "not finite before the first step"), (lambda loss: -loss, None)],
+    [
+        (lambda loss: loss * math.nan, "not finite before the first step"),
+        (lambda loss: None, "`training_step` returns None"),
+        (lambda loss: -loss, None),
+    ],
 )
 def test_a_loss_that_cannot_be_tested_is_an_error_and_leaves_the_net_as_it_was(loss, message):
     model, callback = Net(loss=loss), LRRangeTest(**SHORT)
@@ -161,51 +165,6 @@ def test_a_second_fit_of_the_same_trainer_goes_on_and_is_not_tested():
 class Validated(Net):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.training_step(batch, batch_idx))
-
-
-class Meter:
-    def __init__(self):
-        self.count = 0
-
-
-class Records(Net):
-    """Keeps what it has seen in containers and objects of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.history, self.meter = {"loss": []}, Meter()
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        self.history["loss"].append(loss.item())
-        self.meter.count += 1
-        return loss
-
-
-class Noisy(LightningDataModule):
-    """Draws from a generator of its own for every batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.generator, self.table = np.random.default_rng(0), {"sizes": []}
-
-    def train_dataloader(self):
-        return DataLoader(DATA, batch_size=8, collate_fn=self.collate)
-
-    def collate(self, rows):
-        self.table["sizes"].append(len(rows))
-        return torch.stack(rows) + float(self.generator.normal())
-
-
-def test_a_data_module_and_what_the_module_has_recorded_are_as_without_a_test():
-    found = []
-    for callbacks in ([], [LRRangeTest(**SHORT)]):
-        model, data = Records(), Noisy()
-        trainer_with(*callbacks, max_steps=4).fit(model, data)
-        weights = [parameter.tolist() for parameter in model.parameters()]
-        found.append([weights, model.history, model.meter.count, data.table, data.generator.bit_generator.state])
-    assert found[1] == found[0]
-    assert found[1][2] == 4
 
 
 def test_sanity_checks_validation_and_fast_dev_run_are_left_alone():
@@ -304,16 +263,32 @@ def test_a_batch_that_nothing_is_learned_from_is_no_divergence(settings):
     assert all(loss > 0.01 for loss in callback.result.losses)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("order", [1, -1], ids=["before", "behind"])
-def test_a_batch_that_may_grow_does_not_change_what_is_found(order, accumulate):
-    alone, beside = LRRangeTest(**SHORT), LRRangeTest(**SHORT)
-    fit(Net(), alone, max_steps=1, accumulate_grad_batches=accumulate)
-    grown, grown_alone = Net(), Net()
-    fit(grown_alone, AdaptiveBatchSize(), max_steps=3, accumulate_grad_batches=accumulate)
-    fit(grown, *[beside, AdaptiveBatchSize()][::order], max_steps=3, accumulate_grad_batches=accumulate)
-    assert beside.result == alone.result
-    assert all(torch.equal(*pair) for pair in zip(grown.parameters(), grown_alone.parameters(), strict=True))
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("left_out", [{0}, {0, 1, 2}, {2, 7}])
+def test_batches_that_nothing_is_learned_from_are_as_if_they_were_not_there(left_out):
+    class Picky(Net):
+        def training_step(self, batch, batch_idx):
+            is_left_out = any(torch.equal(batch, rows[index]) for index in left_out)
+            return None if is_left_out else super().training_step(batch, batch_idx)
+
+    rows = torch.randn(10, 8, 4, generator=torch.Generator().manual_seed(5))
+    found = []
+    for model, kept in ((Picky(), range(10)), (Net(), sorted({*range(10)} - left_out))):
+        callback = LRRangeTest(**SHORT)
+        fit(model, callback, data=torch.cat([rows[index] for index in kept]), max_steps=1)
+        found.append(callback.result)
+    assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_loss_that_is_left_out_as_it_is_not_finite_is_divergence():
+    class Careful(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss if loss < 100 else None
+
+    careful, plain = result_of(Careful(), **SHORT), result_of(Net(), **SHORT)
+    assert (careful.max_lr, careful.diverged) == (plain.max_lr, plain.diverged)
 
 
 # What is refused

@@ -23,6 +23,9 @@ from lightning_stable.snapshots.random_state import RandomState
 from lightning_stable.snapshots.snapshot import Snapshot
 from lightning_stable.snapshots.transfer import Transfer
 
+Window = list[tuple[Any, int]]  # the batches of a step, with their indices
+
+_MOST_WITHOUT_A_LOSS = 20  # windows in a row; a `training_step` may leave out losses that are not finite, without end
 _OF_AN_OPTIMIZER = ("state", "param_groups")  # which the snapshot has
 
 
@@ -63,7 +66,6 @@ class TrialSteps:
         self._found_length, self._length = trainer.accumulate_grad_batches, length_without_growth(trainer)
         self._batches: Iterator[Any] = iter(())
         self._count = 0
-        self._loss = math.nan  # the latest
 
     def start_again(self) -> None:
         """Back to the start: the same state, the same random numbers, and the first batch."""
@@ -82,14 +84,22 @@ class TrialSteps:
             parameter.grad = gradient
 
     def take(self) -> float:
-        """Take one step with the groups as they are now; returns the loss before it, the mean over all ranks."""
-        window = self._next_window()
+        """Take one step with the groups as they are now; returns the loss before it, the mean over all ranks.
+
+        Batches that `training_step` returns None for are passed over. Where they are too many, the loss is NaN.
+        """
+        window: Window = []
         losses: list[float] = []
         randoms: list[RandomState] = []
 
         def forward_and_backward() -> Tensor:
+            nonlocal window
             with torch.enable_grad():
-                losses.append(self._gradients_of(window))
+                if losses:
+                    loss = self._gradients_of(window)
+                else:
+                    window, loss = self._next_with_a_loss()
+            losses.append(math.nan if loss is None else loss)
             if not randoms:
                 randoms.append(RandomState())
             return torch.tensor(losses[-1])
@@ -104,27 +114,38 @@ class TrialSteps:
         return losses[0]
 
     def look(self) -> float:
-        """Forward and backward of a step that is not taken; returns the loss, the mean over all ranks."""
-        return self._gradients_of(self._next_window())
+        """Forward and backward of a step that is not taken; returns the loss as `take` does."""
+        _, loss = self._next_with_a_loss()
+        return math.nan if loss is None else loss
 
-    def _next_window(self) -> list[tuple[Any, int]]:
+    def _next_with_a_loss(self) -> tuple[Window, float | None]:
+        """The next window that something is learned from, with its loss; its gradients are made."""
+        window, loss = self._next_window(), None
+        for _ in range(_MOST_WITHOUT_A_LOSS):
+            loss = self._gradients_of(window)
+            if loss is not None:
+                break
+            window = self._next_window()
+        return window, loss
+
+    def _next_window(self) -> Window:
         every = self._length
         window = [(batch, self._count + index) for index, batch in enumerate(islice(self._batches, every))]
         self._count += every
         return window
 
-    def _gradients_of(self, window: list[tuple[Any, int]]) -> float:
-        """Make the window's gradients, unscaled and clipped as the Trainer clips them."""
+    def _gradients_of(self, window: Window) -> float | None:
+        """Make the window's gradients, unscaled and clipped as the Trainer clips them; None if it has no loss."""
         scaler = gradient_scaler(self._trainer)
         while True:
             scale = 1.0 if scaler is None else scaler.get_scale()
             batches = window if scaler is None else apply_to_collection(window, Tensor, Tensor.clone)
             self._drop_gradients()  # Lightning does it in the first batch of a window, which these need not be
             losses = run_again(self._trainer, batches)
-            if losses:  # `training_step` may return None, for nothing to be learned from a batch
-                share = len(window) / len(losses) / scale
-                self._loss = self._mean_over_ranks(math.fsum(float(loss) for loss in losses) * share)
-            loss = self._loss
+            if not losses:  # `training_step` may return None, for nothing to be learned from a batch
+                return None
+            share = len(window) / len(losses) / scale
+            loss = self._mean_over_ranks(math.fsum(float(loss) for loss in losses) * share)
             if scaler is None or scale <= 1 or not math.isfinite(loss) or self._unscale(scale):
                 break
             # an overflow, after which training would go on with the next batch and half the scale
