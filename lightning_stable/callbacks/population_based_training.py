@@ -109,13 +109,14 @@ class PopulationBasedTraining(Callback):
         self._folder = folder
         self._population: Population | None = None
         self._records = Records(None, None)
+        self._best: int | None = None  # of a run that is over
         self._state: dict[str, Any] = {}  # of a checkpoint, or of a run that is over
         self._random: RandomState | None = None  # of a checkpoint, until the run goes on from there
 
     @property
     def best(self) -> int | None:
-        """The member with the best score so far, if anybody has one."""
-        return None if self._population is None else self._population.best
+        """The member with the best score so far, or of the last `fit`, if anybody has one."""
+        return self._best if self._population is None else self._population.best
 
     # Beginning and end
 
@@ -124,7 +125,7 @@ class PopulationBasedTraining(Callback):
         if stage != "fit":
             return
         refuse_trainer(trainer, pl_module, self)
-        self._state, self._random = {}, None
+        self._state, self._random, self._best = {}, None, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is searched, before a checkpoint changes it."""
@@ -229,4 +230,5 @@ class PopulationBasedTraining(Callback):
     def _leave(self) -> None:
         self._hyperparameters = None
         if self._population is not None:
+            self._best = self._population.best
             self._state, self._population = self.state_dict(), None

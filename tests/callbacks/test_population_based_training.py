@@ -107,8 +107,10 @@ def _selection_is_put_back():
 
 def test_the_worst_copies_the_best_with_its_schedule_and_tries_another_rate(tmp_path):
     model = Net()
-    fit(pbt(initial=[{"lr": 0.01}, {"lr": 1e-3}, {"lr": 0.1}], folder=str(tmp_path)), model, max_steps=12)
+    search = pbt(initial=[{"lr": 0.01}, {"lr": 1e-3}, {"lr": 0.1}], folder=str(tmp_path))
+    fit(search, model, max_steps=12)
     record = json.loads((tmp_path / "pbt.json").read_text())
+    assert search.best == record["best"] is not None
     scores = [turn["score"] for turn in record["turns"][:3]]
     copied = record["copies"][0]
     assert copied["member"] == scores.index(max(scores))
