@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_stable._lightning import data_fetcher
 from lightning_stable._lightning.loggers import can_show, log_figure
 from lightning_stable._lightning.trainer import callbacks_of
+from lightning_stable.callbacks.population_based_training import PopulationBasedTraining
 from lightning_stable.callbacks.range_test.curve import RangeCurve, grid_of
 from lightning_stable.callbacks.range_test.report import ProgressNotes, csv_of, print_table, rows_of
 from lightning_stable.callbacks.range_test.sides import RangeSides, RangeTestResult, best_of
@@ -80,13 +81,14 @@ class LRRangeTest(Callback):
         diverge_factor: How many times the lowest loss is divergence. Default: fast.ai's 4.
         smoothing: Of the running mean of the losses, in [0, 1). Default: of five losses or so.
         apply: Which of the rates becomes the base rate of the run, for its schedules, too: `"max_lr"`, `"min_lr"`,
-            `"steepest_lr"`; `None` leaves the run as it was. It must come before a `SpikeGuard` then.
+            `"steepest_lr"`; `None` leaves the run as it was. It must come before a `SpikeGuard` or a
+            `PopulationBasedTraining` then.
         path: The folder of the files. Default: the `log_dir` of the Trainer if it has a logger, else none are written.
 
     Raises:
         ValueError: If an argument is out of its bounds; from `fit`, under manual optimization, with a `training_step`
             that takes a `dataloader_iter`, with an optimizer without rates, with data that keep their own position and
-            cannot be copied, if no rate holds, or with `apply` after a `SpikeGuard`.
+            cannot be copied, if no rate holds, or with `apply` after a callback that keeps rates.
         RuntimeError: From `fit`, with a strategy other than DDP on several ranks.
 
     Example:
@@ -228,7 +230,7 @@ class LRRangeTest(Callback):
 
     def _refuse_order(self, trainer: Trainer) -> None:
         callbacks = callbacks_of(trainer)
-        before = [type(one).__name__ for one in callbacks[: callbacks.index(self)] if _has_looked(one)]
+        before = [type(one).__name__ for one in callbacks[: callbacks.index(self)] if _keeps_rates(one)]
         if before:
             names = ", ".join(f"{name}(...)" for name in ["LRRangeTest", *before])
             raise ValueError(
@@ -237,11 +239,10 @@ class LRRangeTest(Callback):
             )
 
 
-def _has_looked(callback: Callback) -> bool:
-    """Whether it may have kept the state of the run in front of the first step, as `SpikeGuard` does."""
-    kind = type(callback)
-    keeps_state = kind.state_dict is not Callback.state_dict
-    return keeps_state and kind.on_train_batch_start is not Callback.on_train_batch_start
+def _keeps_rates(callback: Callback) -> bool:
+    """Whether it has a copy of the optimizer's groups in front of the first step, to go back to."""
+    is_guard = getattr(callback, "judges_gradients", False)  # the guards have it, which are on this floor, too
+    return is_guard or isinstance(callback, PopulationBasedTraining)
 
 
 def _write(folder: Path, table: bytes, png: bytes | None) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import LRRangeTest
+from lightning_stable.callbacks import LRRangeTest, PopulationBasedTraining
 from lightning_stable.callbacks.range_test.curve import grid_of
 from lightning_stable.guard import SpikeGuard
 from lightning_stable.optim import SAM
@@ -323,8 +323,9 @@ class WithoutRates(Net):
             [Counts(), SpikeGuard(), LRRangeTest(apply="max_lr")],
             r"must come before `SpikeGuard`.*Use `callbacks=\[LRRangeTest\(...\), SpikeGuard\(...\)\]`",
         ),
+        (Net(), [PopulationBasedTraining(), LRRangeTest(apply="max_lr")], "must come before `PopulationBasedTraining`"),
     ],
-    ids=["manual", "iterator", "rates", "twice", "order"],
+    ids=["manual", "iterator", "rates", "twice", "order", "members"],
 )
 def test_what_cannot_be_tested_is_refused_with_a_reason(model, callbacks, message):
     trainer = trainer_with()

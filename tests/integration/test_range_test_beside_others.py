@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import AdaptiveBatchSize, LRRangeTest
+from lightning_stable.callbacks import AdaptiveBatchSize, LRRangeTest, TrainingBudget
 from tests.callbacks.range_test.ranged_runs import DATA, SHORT, Net, fit, trainer_with
 
 
@@ -66,3 +66,10 @@ def test_a_batch_that_may_grow_does_not_change_what_is_found(order, accumulate):
     fit(grown, *[beside, AdaptiveBatchSize()][::order], max_steps=3, accumulate_grad_batches=accumulate)
     assert beside.result == alone.result
     assert all(torch.equal(*pair) for pair in zip(grown.parameters(), grown_alone.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [lambda: TrainingBudget(4), AdaptiveBatchSize], ids=["budget", "batch size"])
+def test_a_rate_is_applied_behind_what_keeps_a_state_but_no_rates(make):
+    test = LRRangeTest(apply="min_lr", **SHORT)
+    trainer = fit(Net(), make(), test, max_steps=2)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(test.result.min_lr)
