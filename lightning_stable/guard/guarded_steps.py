@@ -162,6 +162,7 @@ class GuardedSteps:
         self._signals.reject(window.readings)
         if response.vetoes:
             window.restored += response.respond(self._recovery)
+            self._signals.forget_undone(self._trainer)
         self._reports.spike(self._trainer, self._pl_module, self._recovery, window, sides)
         if response.halts:
             self._journal.log_step(self._trainer, window, self._recovery.gates[0])

@@ -131,6 +131,10 @@ class Signals:
             self.warn_of_keys_never_logged()
         return readings
 
+    def forget_undone(self, trainer: Trainer) -> None:
+        """A step was undone, and what the step before it logged is the latest again; it has been read."""
+        self._last_seen.update({key: latest_logged(trainer, key) for key in self.logged_keys})
+
     def warn_of_keys_never_logged(self) -> None:
         """Name, once, the watched keys nobody has logged so far."""
         for key in sorted(self._never_logged):

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from lightning_stable.detectors import Above, LevelShift, MedianDeviation, NonFinite, Verdict
+from lightning_stable.guard import Rollback, SkipStep, SpikeGuard
 from lightning_stable.guard.signals import GradientReading, Signals
+from tests.faulty_runs import Net, make_batches, run
 
 
 def warm(signals, **readings):
@@ -172,3 +174,27 @@ def test_a_detector_of_another_kind_begins_anew_and_says_so():
     with pytest.warns(UserWarning, match=r"'loss': LevelShift\(...\)}\)` was a `MedianDeviation` when the checkpoint"):
         second.load_state_dict(first.state_dict())
     assert second.state_dict()["detectors"]["loss"] == LevelShift().state_dict()
+
+
+class LogsNowAndThen(Net):
+    """Says how large a batch is if its first number is above 0."""
+
+    def training_step(self, batch, batch_idx):
+        if not batch["x"][0, 0] <= 0:
+            self.log("size", batch["x"].square().mean())
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("response", [SkipStep(times=9), Rollback("replay", times=9)], ids=["skip", "replay"])
+def test_what_was_read_before_a_step_that_is_undone_is_not_read_again_after_it(response):
+    def history(batches):
+        watch = {"loss": NonFinite(), "size": MedianDeviation(threshold=1e6)}
+        guarded = SpikeGuard(watch=watch, ladder=[response], snapshot_every=4, warn={})
+        run(batches, [guarded], model=LogsNowAndThen, epochs=1)
+        return guarded._signals.state_dict()["detectors"]["size"]
+
+    batches = make_batches(24)
+    is_logged = [float(batch["x"][0, 0]) > 0 for batch in batches]
+    bad = next(index for index in range(5, 20) if not is_logged[index] and not is_logged[index + 1])
+    spoilt = [{**batch, "x": batch["x"] * torch.nan} if index == bad else batch for index, batch in enumerate(batches)]
+    assert history(spoilt) == history(batches[:bad] + batches[bad + 1 :])
