@@ -95,7 +95,7 @@ def test_an_epoch_under_way_is_not_disturbed(workers):
 
 
 def test_what_is_large_is_shared_and_what_is_small_is_not(monkeypatch):
-    monkeypatch.setattr(training_data, "_LARGE", 1000)
+    monkeypatch.setattr(training_data, "LARGE", 1000)
 
     class Arrays(Dataset):
         def __init__(self):
