@@ -65,6 +65,11 @@ class Model(LightningModule):
         return self.kind(self.parameters(), lr=0.01)
 
 
+@pytest.fixture(autouse=True)
+def write_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(params=CALLBACKS, ids=lambda member: member.__name__)
 def kind(request):
     return request.param
