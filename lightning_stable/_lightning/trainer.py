@@ -18,14 +18,9 @@ def log_every_n_steps(trainer: Trainer) -> int:
 
 
 def optimizer_steps_of_the_run(trainer: Trainer) -> int | float:
-    """`trainer.estimated_stepping_batches`, which can be asked for while a run resumes, too.
-
-    Lightning makes the training loaders to answer. In a resumed run that is before the counters are back, and it would
-    keep these loaders without ever giving them the state the checkpoint holds: so they are made once more.
-    """
+    """`trainer.estimated_stepping_batches`, which can be asked for while a run resumes, too."""
     steps = trainer.estimated_stepping_batches
-    if trainer._checkpoint_connector._loaded_checkpoint:
-        trainer.fit_loop._combined_loader = None
+    _make_loaders_again_in_a_resume(trainer)
     return steps
 
 
@@ -36,9 +31,18 @@ def batches_of_an_epoch(trainer: Trainer) -> int | float:
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     batches = trainer.num_training_batches
-    if trainer._checkpoint_connector._loaded_checkpoint:
-        trainer.fit_loop._combined_loader = None  # as above
+    _make_loaders_again_in_a_resume(trainer)
     return batches
+
+
+def _make_loaders_again_in_a_resume(trainer: Trainer) -> None:
+    """Let Lightning ask for the training loaders once more.
+
+    It has made them to say how long the run is. In a resumed run that is before the counters are back, and it would
+    keep these loaders without ever giving them the state the checkpoint holds.
+    """
+    if trainer._checkpoint_connector._loaded_checkpoint:
+        trainer.fit_loop._combined_loader = None
 
 
 def gradient_scaler(trainer: Trainer) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_stable._lightning.loggers import log_scalars, logging_step
-from lightning_stable._lightning.trainer import callbacks_of, gradient_scaler, log_every_n_steps
+from lightning_stable._lightning.trainer import callbacks_of, gradient_scale, gradient_scaler, log_every_n_steps
 from lightning_stable.callbacks.momentum_reset import MomentumReset
 from lightning_stable.functional.tensor_norms import tensor_norms
 from lightning_stable.optim.step_gate import StepGate
@@ -104,8 +104,7 @@ class GradientTransforms(Callback):
         scaler = gradient_scaler(trainer)
         if scaler is not None and not bool(tensor_norms(gradients).isfinite().all()):
             return
-        scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
-        scale = float(scaler.get_scale()) if scaler is not None and scaled else 1.0
+        scale = gradient_scale(trainer, optimizer)
         index = next(number for number, other in enumerate(trainer.optimizers) if other is optimizer)
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
